@@ -1,0 +1,28 @@
+# Everything runs from a virtual environment that is built once and remade when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.built
+
+.PHONY: setup race test check clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+race: $(STAMP)  ## grid, random and Bayesian search on real training, one device minute each
+	$(BIN)/python scripts/tune.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache

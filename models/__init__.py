@@ -1,0 +1,1 @@
+"""Real training: data, a small CNN, and the workers that train it on a device."""

@@ -1,0 +1,40 @@
+"""A small convolutional network, quick by design, with knobs for width, depth and dropout."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class CNN(nn.Module):
+    """`layers` blocks of 3 × 3 convolution, batch normalisation and ReLU, then one linear layer.
+
+    Blocks halve the image (stride 2, no pooling: the cheapest shape that measured well) and
+    double the channels from `width` on, until the image is 4 × 4 or smaller; further blocks keep
+    both. Input is `n x channels x height x width` float, output `n x classes` logits.
+    """
+
+    def __init__(
+        self, image: tuple[int, int, int], classes: int, *, width: int, layers: int, dropout: float
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = image
+        blocks: list[nn.Module] = []
+        out = width
+        for _ in range(layers):
+            stride = 2 if min(height, breadth) > 4 else 1
+            blocks += [
+                # No bias: the normalisation that follows would take it out again.
+                nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(inplace=True),
+            ]
+            height, breadth = -(-height // stride), -(-breadth // stride)
+            channels, out = out, out * 2 if min(height, breadth) > 4 else out
+        self.features = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels * height * breadth, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, `n x classes`, of images, `n x channels x height x width`."""
+        return self.head(self.dropout(self.features(x).flatten(1)))

@@ -1,0 +1,24 @@
+"""Words that a driver and a worker share in memory, so that a worker can be stopped at a batch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+
+DEADLINE = 0  # reading of the monotonic clock, in ns, after which no batch may begin
+INTERRUPT = 1  # not 0 where the worker is to save its trial after the batch in flight, and stop
+YIELD_JOB = 2  # the job that is to end with its epoch in flight
+
+
+class ControlBlock:
+    """Shared 64-bit `words`, written by the driver and read by one worker before every batch."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        if fd is None:
+            # An unlinked file, not shared_memory: nothing is left behind, whoever dies first.
+            with tempfile.TemporaryFile() as file:
+                file.truncate(mmap.PAGESIZE)
+                fd = os.dup(file.fileno())
+        self.fd = fd
+        self.words = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("q")

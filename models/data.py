@@ -1,0 +1,201 @@
+"""Data sets as tensors: the embedded sample, and torchvision's sets with a validation split.
+
+Validation always comes out of the training set, stratified by class and the same for every run;
+the test set is a separate read (`load_test`), for the winner alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.files import waiting_lock
+from tuner.naming import pick
+
+SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
+_SPLIT_SEED = 20_201
+_VALIDATION_SHARE = 6  # one image in six of the training set, at most 10,000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, `n x channels x height x width` uint8, and their labels, `n` int64."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What a search may see of a data set.
+
+    Attributes:
+        flips: whether a mirrored image shows the same class (a mirrored digit does not).
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    classes: int
+    flips: bool
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A torchvision data set: its class, whether it may be mirrored, how to ask for a part."""
+
+    torchvision: str
+    flips: bool
+    part: Callable[[bool], dict[str, Any]] = lambda train: {"train": train}
+
+
+_SOURCES: Mapping[str, _Source] = {
+    "fashion_mnist": _Source("FashionMNIST", flips=True),
+    "mnist": _Source("MNIST", flips=False),
+    "kmnist": _Source("KMNIST", flips=False),
+    "cifar10": _Source("CIFAR10", flips=True),
+    "cifar100": _Source("CIFAR100", flips=True),
+    "svhn": _Source("SVHN", flips=False, part=lambda t: {"split": "train" if t else "test"}),
+}
+DATA_SETS = ("sample", *_SOURCES)
+
+
+def default_root() -> Path:
+    """Where data sets are kept unless told otherwise: a folder in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tuner" / "data"
+
+
+def prepare(name: str, root: Path) -> None:
+    """Make sure that the files are there, fetching them if need be, one process at a time.
+
+    Raises ValueError where they are not and cannot be fetched.
+    """
+    pick(name, dict.fromkeys(DATA_SETS), "data set")
+    if name == "sample":
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the data folder {root} cannot be made: {error}") from error
+    with waiting_lock(root / ".lock"):
+        if name == "fashion_mnist":
+            _unpack_fashion_mnist(root)
+        _open(name, root, train=True, download=True)
+        _open(name, root, train=False, download=True)
+
+
+def load(name: str, root: Path) -> ImageData:
+    """Training and validation images; reads nothing of the test set and fetches nothing."""
+    if name == "sample":
+        with np.load(SAMPLE, allow_pickle=False) as file:
+            train = Split(file["train_images"][:, None], file["train_labels"].astype(np.int64))
+            validation = Split(
+                file["validation_images"][:, None], file["validation_labels"].astype(np.int64)
+            )
+        return ImageData(name, train, validation, 10, flips=True)
+    full = _open(name, root, train=True, download=False)
+    size = min(10_000, len(full) // _VALIDATION_SHARE)
+    held_out, rest = stratified(full.labels, [size], _SPLIT_SEED)
+    return ImageData(
+        name,
+        Split(full.images[rest], full.labels[rest]),
+        Split(full.images[held_out], full.labels[held_out]),
+        int(full.labels.max()) + 1,
+        _SOURCES[name].flips,
+    )
+
+
+def load_test(name: str, root: Path) -> Split:
+    """The test set: for the winner of a search, once."""
+    if name == "sample":
+        with np.load(SAMPLE, allow_pickle=False) as file:
+            return Split(file["test_images"][:, None], file["test_labels"].astype(np.int64))
+    return _open(name, root, train=False, download=False)
+
+
+def stratified(labels: NDArray[np.int64], sizes: list[int], seed: int) -> list[NDArray[np.int64]]:
+    """Disjoint index sets of about the given sizes, each class in its share; last, the rest.
+
+    Sizes are met exactly where they divide by the class shares. Indices are in rising order.
+    """
+    generator = np.random.default_rng(seed)
+    parts: list[list[NDArray[np.int64]]] = [[] for _ in range(len(sizes) + 1)]
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        counts = [round(size * len(members) / len(labels)) for size in sizes]
+        for part, piece in zip(parts, np.split(members, np.cumsum(counts)), strict=True):
+            part.append(piece)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def _open(name: str, root: Path, *, train: bool, download: bool) -> Split:
+    """One part of a torchvision data set; ValueError where it is not there."""
+    import torchvision
+
+    source = _SOURCES[name]
+    try:
+        data = getattr(torchvision.datasets, source.torchvision)(
+            str(root), download=download, **source.part(train)
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(
+            f"data set {name!r} was not found in {root} and could not be fetched ({reason}); "
+            f"put torchvision's {source.torchvision} files there, or name their folder with "
+            "--data-root"
+        ) from error
+    labels = np.asarray(data.labels if hasattr(data, "labels") else data.targets, dtype=np.int64)
+    images = np.asarray(data.data)
+    if images.ndim == 3:  # MNIST and its kin are n x height x width
+        images = images[:, None]
+    elif images.shape[-1] == 3:  # CIFAR is channels-last
+        images = images.transpose(0, 3, 1, 2)
+    return Split(np.ascontiguousarray(images), labels)
+
+
+def _unpack_fashion_mnist(root: Path) -> None:
+    """Lay packed files, in `root` or Debian's, out as torchvision expects them."""
+    raw = root / "FashionMNIST" / "raw"
+    for packed in (*root.glob("*-ubyte.gz"), *DEBIAN_FASHION_MNIST.glob("*-ubyte.gz")):
+        target = raw / packed.stem
+        if not target.exists():
+            raw.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_suffix(".tmp")
+            with gzip.open(packed) as source, open(temporary, "wb") as file:
+                shutil.copyfileobj(source, file)
+            temporary.replace(target)
+
+
+def make_sample(root: Path, path: Path = SAMPLE) -> dict[str, Any]:
+    """Write the embedded sample from the full Fashion-MNIST, and return its card."""
+    prepare("fashion_mnist", root)
+    full, test = (_open("fashion_mnist", root, train=t, download=False) for t in (True, False))
+    train, validation, _ = stratified(full.labels, [10_000, 2_000], _SPLIT_SEED)
+    tested, _ = stratified(test.labels, [2_000], _SPLIT_SEED)
+    parts = {"train": (full, train), "validation": (full, validation), "test": (test, tested)}
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, (split, index) in parts.items():
+        arrays[f"{part}_images"] = split.images[index, 0]
+        arrays[f"{part}_labels"] = split.labels[index].astype(np.uint8)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+    card = {
+        "data": "Fashion-MNIST, a stratified sample; validation is from the training set",
+        "images": {part: len(index) for part, (_, index) in parts.items()},
+        "bytes": path.stat().st_size,
+    }
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    return card

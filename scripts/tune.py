@@ -1,0 +1,427 @@
+"""Tune a CNN: with no flags, a race of grid, random and Bayesian search on equal device minutes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from landscapes.replay_runner import ReplayRunner
+from landscapes.synthetic import make_landscape
+from tuner.budget import to_minutes, to_ns
+from tuner.naming import pick
+from tuner.race import Race, enter
+from tuner.report import Outcome, write_files
+from tuner.scheduler import TrainingBrokenError
+from tuner.searchers import SEARCHERS, make_searcher
+from tuner.space import SearchSpace
+from tuner.store import Store
+from tuner.terminal import LiveView, closing_table
+
+SIGTERM_PATIENCE_S = 10
+_REPLAY_COMMIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that was asked for; kept in the study, so that a resume needs only its folder."""
+
+    searchers: list[str]
+    seed: int
+    seeds: int
+    budget_minutes: float
+    epochs: int
+    device: str
+    slots: int | None
+    data: str
+    data_root: str
+    augment: bool
+    landscape: str | None
+    grid_points: int | None
+    space: dict[str, Any]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _check(request: Request) -> None:
+    if not request.searchers:
+        raise ValueError("--searchers needs at least one name, such as grid,random,bayes")
+    for name in request.searchers:
+        pick(name, SEARCHERS, "searcher")
+    if len(set(request.searchers)) < len(request.searchers):
+        raise ValueError(f"--searchers names one twice: {','.join(request.searchers)}")
+    for flag, value in (("--seeds", request.seeds), ("--epochs", request.epochs)):
+        if value < 1:
+            raise ValueError(f"{flag} is at least 1, got {value}")
+    if request.slots is not None and request.slots < 1:
+        raise ValueError(f"--slots is at least 1, got {request.slots}")
+    if not (0 < request.budget_minutes < float("inf")):
+        raise ValueError(
+            f"--budget-minutes is each searcher's own device minutes and more than 0, "
+            f"got {request.budget_minutes:g}"
+        )
+
+
+def main(
+    searchers: Annotated[
+        str, typer.Option(help="Comma-separated; one alone is a plain tuning run.")
+    ] = "grid,random,bayes",
+    budget_minutes: Annotated[
+        float, typer.Option(help="Device minutes, for each searcher and seed.")
+    ] = 1.0,
+    epochs: Annotated[int, typer.Option(help="Full length of a training.")] = 6,
+    seeds: Annotated[int, typer.Option(help="How many seeds each searcher runs with.")] = 1,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    data: Annotated[
+        str, typer.Option(help="sample, fashion_mnist, mnist, kmnist, cifar10, cifar100 or svhn.")
+    ] = "sample",
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets. Default: the user's cache.")
+    ] = None,
+    augment: Annotated[
+        bool, typer.Option(help="Shift training images and, where it is harmless, mirror them.")
+    ] = False,
+    knobs: Annotated[
+        str, typer.Option(help="Which to tune; see the README for all.")
+    ] = "learning_rate,weight_decay",
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(help="A range, NAME=LOW:HIGH[:log], or a choice, NAME=A,B,C. Repeatable."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    slots: Annotated[
+        int | None, typer.Option(help="Workers per device. Default: 1 per GPU, 1 per CPU core.")
+    ] = None,
+    grid_points: Annotated[
+        int | None, typer.Option(help="Points a side of the first lattice. Default: by budget.")
+    ] = None,
+    landscape: Annotated[
+        str | None, typer.Option(help="Replay on a landscape instead: smooth or bumpy.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: runs/…")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder; only the budget may change."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print summary.json instead of a table.")
+    ] = False,
+    context: typer.Context = None,  # type: ignore[assignment]
+) -> None:
+    """Race searchers on equal device minutes and report what each found."""
+    console = Console(stderr=as_json)
+    try:
+        if resume is not None:
+            _refuse_changes(context)
+            given = context.get_parameter_source("budget_minutes")
+            is_given = given is not None and given.name == "COMMANDLINE"
+            folder, budget = resume, budget_minutes if is_given else None
+            store, request = _reopen(folder, budget)
+        else:
+            request = Request(
+                _split(searchers),
+                seed,
+                seeds,
+                budget_minutes,
+                epochs,
+                device,
+                slots,
+                data,
+                str(data_root or ""),
+                augment,
+                landscape,
+                grid_points,
+                {},
+            )
+            _check(request)
+            request, store, folder = _create(request, _split(knobs), knob or [], out)
+        with ExitStack() as stack:
+            stack.callback(store.close)
+            code = _race(stack, store, request, folder, console, quiet or as_json)
+            if code == 0:
+                summary = json.loads((folder / "summary.json").read_text())
+                if as_json:
+                    print(json.dumps(summary))
+                else:
+                    console.print(closing_table(summary))
+                    console.print(f"{_minutes_note(summary)}\nEverything is in {folder}/")
+    except (ValueError, TrainingBrokenError) as error:
+        # One line, whatever the message was made of.
+        print(f"tune: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+    raise typer.Exit(code)
+
+
+def _refuse_changes(context: typer.Context) -> None:
+    allowed = {"resume", "budget_minutes", "quiet", "as_json"}
+    changed = [
+        name
+        for name in context.params
+        if name not in allowed
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise ValueError(f"--resume takes everything from the run itself; leave out {flags}")
+
+
+def _create(
+    request: Request, names: list[str], ranges: list[str], out: Path | None
+) -> tuple[Request, Store, Path]:
+    """Check what can be checked without a device, and make the run's folder and study."""
+    if request.landscape is not None:
+        terrain = make_landscape(request.landscape)
+        space, epochs = terrain.space, terrain.epochs
+        request = Request(**{**vars(request), "epochs": epochs, "data": None, "device": "replay"})
+    else:
+        from models.data import default_root, prepare
+        from models.knobs import make_space
+        from models.training_runner import find_devices
+
+        space = make_space(names, ranges)
+        find_devices(request.device)
+        root = Path(request.data_root or default_root())
+        prepare(request.data, root)
+        request = Request(**{**vars(request), "data_root": str(root)})
+    for name in request.searchers:  # options that a searcher refuses are refused here
+        make_searcher(name, space, request.seed, **_options(name, request))
+    request = Request(**{**vars(request), "space": space.to_json()})
+    kind = f"replay-{request.landscape}" if request.landscape else request.data
+    folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} is not an empty folder; choose another --out, or --resume {folder}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {folder} cannot be made: {error}") from error
+    store = Store(folder / "study.sqlite", create=True, commit_every_s=_commit_every(request))
+    store.set_meta("request", vars(request))
+    for seed in range(request.seed, request.seed + request.seeds):
+        for name in request.searchers:
+            store.add_run(name, seed, space, request.epochs, to_ns(request.budget_minutes))
+    store.commit(force=True)
+    return request, store, folder
+
+
+def _reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request]:
+    store = Store(folder / "study.sqlite", create=False)
+    try:
+        kept = store.meta("request")
+        if not isinstance(kept, dict):
+            raise ValueError(f"{folder} holds a study, but not a race that can be resumed")
+        request = Request(**kept)
+        if budget_minutes is not None:
+            request = Request(**{**vars(request), "budget_minutes": budget_minutes})
+            _check(request)
+            store.set_meta("request", vars(request))
+            for row in store.runs():
+                store.set_budget(row.id, to_ns(budget_minutes))
+            store.commit(force=True)
+    except TypeError as error:
+        store.close()
+        raise ValueError(f"{folder} holds a race of another version: {error}") from error
+    except ValueError:
+        store.close()
+        raise
+    store.commit_every_s = _commit_every(request)
+    return store, request
+
+
+def _commit_every(request: Request) -> float:
+    return _REPLAY_COMMIT_S if request.landscape else 0.0
+
+
+def _options(name: str, request: Request) -> dict[str, Any]:
+    return {"points_per_axis": request.grid_points} if name == "grid" else {}
+
+
+def _race(
+    stack: ExitStack,
+    store: Store,
+    request: Request,
+    folder: Path,
+    console: Console,
+    quiet: bool,
+) -> int:
+    """Run the race to its end and write its files; the exit code."""
+    view_changed: list[Callable[[], None]] = []
+
+    def on_change() -> None:
+        for call in view_changed:
+            call()
+
+    space = SearchSpace.from_json(request.space)
+    settings: dict[str, Any] = {**vars(request), "slots": request.slots or 1}
+    searchers = {
+        row.id: make_searcher(row.searcher, space, row.seed, **_options(row.searcher, request))
+        for row in store.runs()
+    }
+    pool = None
+    if request.landscape is not None:
+        terrain = make_landscape(request.landscape)
+        runners: Callable[[Any], Any] = lambda row: ReplayRunner(  # noqa: E731
+            terrain, row.seed, request.slots or 1
+        )
+        settings |= {"device": "simulated", "unit": "simulated minutes"}
+    else:
+        from models.training_runner import TrainingRunner
+
+        pool, warm_up_ns = _start_workers(stack, request, folder, console, quiet)
+        runners = lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}")  # noqa: E731
+        settings |= {"device": ",".join(pool.setup.devices), "unit": pool.setup.unit}
+        settings["slots"] = len(pool.workers)
+    race = Race(
+        [
+            enter(
+                store,
+                row,
+                searchers[row.id],
+                runners(row),
+                is_replay=pool is None,
+                on_change=on_change,
+            )
+            for row in store.runs()
+        ],
+        shares_device=pool is not None,
+    )
+    if pool is not None:
+        race.share_warm_up(warm_up_ns)
+        _check_budget(race, pool.epoch_ns)
+    view = LiveView(console, settings["unit"], quiet=quiet).watch(race)
+    view_changed.append(view)
+    with _signals(race) as caught, view:
+        race.go()
+    if race.is_interrupted:
+        number = caught[0] if caught else signal.SIGINT
+        console.print(
+            f"Stopped; nothing finished is lost. Go on with:\n  {_command()} --resume {folder}",
+            soft_wrap=True,
+        )
+        return 128 + number
+    _finish(store, race, pool, settings, folder)
+    return 0
+
+
+def _start_workers(
+    stack: ExitStack, request: Request, folder: Path, console: Console, quiet: bool
+) -> tuple[Any, int]:
+    from models.data import prepare
+    from models.training_runner import Setup, WorkerPool, count_cores, find_devices
+
+    devices = find_devices(request.device)
+    prepare(request.data, Path(request.data_root))
+    slots = request.slots or (count_cores() if devices == ["cpu"] else 1)
+    setup = Setup(
+        tuple(devices),
+        slots,
+        request.data,
+        Path(request.data_root),
+        request.epochs,
+        request.augment,
+        folder / "checkpoints",
+    )
+    pool = stack.enter_context(WorkerPool(setup))
+    if not quiet:
+        console.print(
+            f"{len(devices)} device(s) ({', '.join(devices)}), {slots} worker(s) each; "
+            f"{request.budget_minutes:g} {setup.unit} for each of "
+            f"{len(request.searchers) * request.seeds} run(s)",
+            soft_wrap=True,
+        )
+    return pool, pool.start()
+
+
+def _check_budget(race: Race, epoch_ns: int) -> None:
+    """Refuse a budget that does not buy one epoch; nothing has been trained yet."""
+    for run in race.runs:
+        if len(run.scheduler.history) == 0 and run.scheduler.budget.remaining_ns < epoch_ns:
+            raise ValueError(
+                f"the budget of {to_minutes(run.row.budget_ns or 0):g} minutes is too small: "
+                f"starting up took {to_minutes(run.scheduler.budget.spent_ns):.3f} and one epoch "
+                f"takes about {to_minutes(epoch_ns):.3f}"
+            )
+
+
+def _finish(store: Store, race: Race, pool: Any, settings: dict[str, Any], folder: Path) -> None:
+    """Test each run's winner, once, and write the files and the picture."""
+    outcomes = []
+    for run in race.runs:
+        best, test_score = run.scheduler.history.best, run.row.test_score
+        if pool is not None and best is not None and test_score is None:
+            test_score = pool.test(best)
+            store.set_test_score(run.row.id, test_score)
+            store.commit(force=True)
+        outcomes.append(
+            Outcome(run.row, run.scheduler.history, run.scheduler.budget.ledger, test_score)
+        )
+    write_files(folder, settings, outcomes)
+    from tuner.plots import draw_race
+
+    what = settings["landscape"] or settings["data"]
+    draw_race(folder / "race.png", outcomes, settings["unit"], f"{what}: {settings['device']}")
+
+
+@contextmanager
+def _signals(race: Race) -> Iterator[list[int]]:
+    """Ctrl-C or SIGTERM once: stop well. Ctrl-C twice, or ten seconds after SIGTERM: stop now."""
+    caught: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if caught:
+            sys.exit(128 + caught[0])
+        caught.append(number)
+        race.interrupt()
+        if number == signal.SIGTERM:
+            signal.setitimer(signal.ITIMER_REAL, SIGTERM_PATIENCE_S)
+
+    def give_up(*_: object) -> None:
+        sys.exit(128 + caught[0])
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGALRM: give_up}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield caught
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _minutes_note(summary: dict[str, Any]) -> str:
+    if summary["landscape"]:
+        return "A replay on a virtual clock: the searcher's own thinking costs nothing in it."
+    totals = {
+        kind: sum(run["ledger"][kind] for run in summary["runs"])
+        for kind in summary["runs"][0]["ledger"]
+    }
+    whole = sum(totals.values()) or 1.0
+    parts = ", ".join(f"{kind} {value / whole:.1%}" for kind, value in totals.items() if value)
+    return f"Where the {summary['unit']} went: {parts}"
+
+
+def _command() -> str:
+    return f"{Path(sys.executable).name} {sys.argv[0]}"
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(main)
+    app()

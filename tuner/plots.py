@@ -1,0 +1,167 @@
+"""The picture of a race: best so far against device minutes, and where each searcher looked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from tuner.budget import to_minutes
+from tuner.report import Outcome, best_so_far
+from tuner.space import Choice, SearchSpace
+
+# Okabe and Ito's colours, told apart by colour-blind eyes as well.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+
+
+def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) -> None:
+    """Write a PNG: a panel of best-so-far lines over a panel of probes for each searcher."""
+    names = list(dict.fromkeys(o.row.searcher for o in outcomes))
+    figure = Figure(figsize=(max(9.0, 3.6 * len(names)), 8.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))  # type: ignore[misc]
+    colours = {n: COLOURS[i % len(COLOURS)] for i, n in enumerate(names)}
+    axes = top.subplots()
+    floor = _interesting_floor(outcomes)
+    for name in names:
+        _draw_lines(axes, [o for o in outcomes if o.row.searcher == name], colours[name], floor)
+    axes.set_xlabel(unit)
+    axes.set_ylabel("validation accuracy")
+    axes.set_title("best so far (line) and every trial (points)", loc="left", fontsize=11)
+    axes.set_ylim(bottom=floor)
+    axes.legend(loc="lower right", frameon=False)
+    _draw_probes(bottom, names, outcomes, floor)
+    for one in figure.findobj(Axes):
+        one.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def _interesting_floor(outcomes: Sequence[Outcome]) -> float:
+    """Where the score axis begins: trials far below the median would flatten all the rest."""
+    scores = [t.score for o in outcomes for t in o.history if t.score is not None]
+    if not scores:
+        return 0.0
+    best, median = max(scores), float(np.median(scores))
+    return max(min(scores), median - 1.5 * (best - median)) - 0.01 * (best - median)
+
+
+def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: float) -> None:
+    name = outcomes[0].row.searcher
+    for outcome in outcomes:
+        done = [t for t in outcome.history if t.score is not None]
+        axes.plot(
+            [to_minutes(t.curve[-1].at_ns) for t in done],
+            [max(t.score or 0.0, floor) for t in done],
+            "o",
+            color=colour,
+            alpha=0.45 / len(outcomes) ** 0.5,
+            markersize=5,
+            markeredgewidth=0,
+            clip_on=False,
+        )
+    lines = [best_so_far(o.history) for o in outcomes]
+    ends = [to_minutes(sum(o.ledger.values())) for o in outcomes]
+    grid = np.linspace(0, max(ends), 400)
+    values = np.array([_on_grid(line, grid) for line in lines])  # seeds x 400
+    known = ~np.isnan(values).any(0)
+    label = name if len(lines) == 1 else f"{name}, median and quartiles of {len(lines)}"
+    middle = np.median(values, 0)
+    axes.plot(grid[known], middle[known], color=colour, linewidth=2.4, label=label)
+    if len(lines) > 1:
+        low, high = np.quantile(values[:, known], [0.25, 0.75], axis=0)
+        axes.fill_between(grid[known], low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _on_grid(line: list[tuple[int, float]], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The step function at the grid's minutes; NaN before its first step."""
+    if not line:
+        return np.full(len(grid), np.nan)
+    minutes = np.array([to_minutes(ns) for ns, _ in line])
+    index = np.searchsorted(minutes, grid, side="right") - 1
+    scores = np.array([score for _, score in line])
+    return np.where(index < 0, np.nan, scores[np.maximum(index, 0)])
+
+
+def _draw_probes(
+    figure: Any, names: Sequence[str], outcomes: Sequence[Outcome], floor: float
+) -> None:
+    space = outcomes[0].row.space
+    x, y = main_knobs(outcomes)
+    panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+    scores = [t.score for o in outcomes for t in o.history if t.score is not None]
+    span = {"vmin": floor, "vmax": max(scores, default=1.0), "cmap": "viridis"}
+    shown = None
+    for panel, name in zip(panels, names, strict=True):
+        trials = [t for o in outcomes if o.row.searcher == name for t in o.history]
+        scored = [t for t in trials if t.score is not None]
+        others = [t for t in trials if t.score is None]
+        place = [_place(space, k, [t.config[k] for t in scored]) for k in (x, y)]
+        shown = panel.scatter(
+            *place, c=[t.score for t in scored], s=42, edgecolors="white", linewidths=0.6, **span
+        )
+        crosses = [_place(space, k, [t.config[k] for t in others]) for k in (x, y)]
+        panel.plot(*crosses, "x", color="#999999", markersize=6, label="no score")
+        best = max(scored, key=lambda t: (t.score or 0.0, -t.number), default=None)
+        if best is not None:
+            spot = [_place(space, k, [best.config[k]]) for k in (x, y)]
+            panel.plot(*spot, "*", color="#D55E00", markersize=17, markeredgecolor="white")
+        panel.set_title(f"{name}: {len(trials)} trials", loc="left", fontsize=11)
+        panel.set_xlabel(x)
+        _scale(panel, space, x, y)
+    panels[0].set_ylabel(y if y != x else "")
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=list(panels), pad=0.01, aspect=25)
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        bar.outline.set_visible(False)
+
+
+def _place(space: SearchSpace, name: str, values: Sequence[Any]) -> list[Any]:
+    domain = space[name]
+    if isinstance(domain, Choice):
+        return [domain.options.index(v) for v in values]
+    return list(values)
+
+
+def _scale(panel: Axes, space: SearchSpace, x: str, y: str) -> None:
+    for name, axis, side in ((x, panel.xaxis, "x"), (y, panel.yaxis, "y")):
+        domain = space[name]
+        if isinstance(domain, Choice):
+            axis.set_ticks(range(len(domain.options)), [str(o) for o in domain.options])
+            continue
+        if domain.log:
+            panel.set(**{f"{side}scale": "log"})
+        room = (domain.high / domain.low) ** 0.04 if domain.log else 0.0
+        pad = 0.04 * (domain.high - domain.low)
+        low = domain.low / room if domain.log else domain.low - pad
+        high = domain.high * room if domain.log else domain.high + pad
+        panel.set(**{f"{side}lim": (low, high)})
+
+
+def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    """The two knobs whose value alone explains most of the scores' variance.
+
+    Scores are ranked, so that a cliff does not decide; each knob is cut into five cells, and what
+    counts is the share of the variance that lies between the cells (eta squared).
+    """
+    space = outcomes[0].row.space
+    names = list(space)
+    trials = [t for o in outcomes for t in o.history if t.score is not None]
+    if len(names) <= 2 or len(trials) < 10:
+        return names[0], names[min(1, len(names) - 1)]
+    ranks = np.argsort(np.argsort([t.score or 0.0 for t in trials])).astype(float)
+    units = space.to_unit([t.config for t in trials])  # n x d
+    shares = []
+    for column in units.T:
+        cells = np.minimum((column * 5).astype(int), 4)
+        means = [ranks[cells == c].mean() for c in cells]
+        shares.append(np.var(means))
+    first, second = np.argsort(shares)[::-1][:2]
+    return names[first], names[second]

@@ -1,0 +1,156 @@
+"""What a race leaves for people and scripts: a summary, two tables, the best configuration."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.budget import Costs, to_minutes
+from tuner.files import write_atomically
+from tuner.store import RunRow
+from tuner.trial import HistoryView, Trial, TrialState
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to."""
+
+    row: RunRow
+    history: HistoryView
+    ledger: Costs
+    test_score: float | None
+
+
+def best_so_far(history: HistoryView) -> list[tuple[int, float]]:
+    """The incumbent's score each time it changed: (device ns of the run, score).
+
+    A trial counts with its latest epoch, so an incumbent that gets worse lowers the line.
+    Trials that turned out infeasible or failed never count.
+    """
+    seen = sorted(
+        (o.at_ns, t.number, o.epoch, o.score)
+        for t in history
+        if t.state not in (TrialState.INFEASIBLE, TrialState.FAILED)
+        for o in t.curve
+    )
+    latest: dict[int, float] = {}
+    line: list[tuple[int, float]] = []
+    best, holder = float("-inf"), -1
+    for at_ns, number, _, score in seen:
+        latest[number] = score
+        if score > best or number == holder:
+            # Only the incumbent's own fall needs a look at all the others.
+            holder = number if score >= best else max(latest, key=lambda n: (latest[n], -n))
+            best = latest[holder]
+            if not line or line[-1][1] != best:
+                line.append((at_ns, best))
+    return line
+
+
+def run_summary(outcome: Outcome) -> dict[str, Any]:
+    """One entry of `runs` in summary.json. Scores are fractions, times are minutes."""
+    history, best = outcome.history, outcome.history.best
+    return {
+        "searcher": outcome.row.searcher,
+        "seed": outcome.row.seed,
+        "trials": len(history),
+        "states": dict(sorted(Counter(t.state.name for t in history).items())),
+        "best_score": None if best is None else best.score,
+        "best_trial": None if best is None else best.number,
+        "best_config": None if best is None else dict(best.config),
+        "test_score": outcome.test_score,
+        "minutes_spent": to_minutes(sum(outcome.ledger.values())),
+        "ledger": {kind.value: to_minutes(ns) for kind, ns in outcome.ledger.items()},
+        "fallbacks": sum(bool(t.note) for t in history),
+        "best_so_far": [[to_minutes(ns), score] for ns, score in best_so_far(history)],
+    }
+
+
+def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The content of summary.json."""
+    keys = ("device", "unit", "data", "landscape", "epochs", "budget_minutes", "slots")
+    return {
+        **{key: settings.get(key) for key in keys},
+        "runs": [run_summary(outcome) for outcome in outcomes],
+        "verdict": None,
+    }
+
+
+def winner(outcomes: Sequence[Outcome]) -> tuple[Outcome, Trial] | None:
+    """The run with the best trial of all, and that trial; None where there is no score."""
+    found = [(o, o.history.best) for o in outcomes]
+    scored = [(o, t) for o, t in found if t is not None and t.score is not None]
+    return max(scored, key=lambda pair: pair[1].score or 0.0) if scored else None
+
+
+def write_files(
+    directory: Path, settings: dict[str, Any], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """Write summary.json, trials.csv, curves.csv and best_config.json; the summary."""
+    content = summary(settings, outcomes)
+    write_atomically(directory / "summary.json", _json(content))
+    write_atomically(directory / "trials.csv", _trials_csv(outcomes))
+    write_atomically(directory / "curves.csv", _curves_csv(outcomes))
+    best = winner(outcomes)
+    if best is not None:
+        outcome, trial = best
+        chosen = {
+            "searcher": outcome.row.searcher,
+            "seed": outcome.row.seed,
+            "trial": trial.number,
+            "score": trial.score,
+            "test_score": outcome.test_score,
+            "config": dict(trial.config),
+        }
+        write_atomically(directory / "best_config.json", _json(chosen))
+    return content
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _trials_csv(outcomes: Sequence[Outcome]) -> str:
+    knobs = list(outcomes[0].row.space)
+    fixed = ["searcher", "seed", "trial", "state", "epochs", "score", "minutes"]
+    rows = (
+        [
+            *(o.row.searcher, o.row.seed, t.number, t.state.name, t.epoch, t.score),
+            *(to_minutes(t.device_ns + t.partial_ns), to_minutes(t.started_ns)),
+            *(t.config[name] for name in knobs),
+            t.reason or t.note,
+        ]
+        for o in outcomes
+        for t in o.history
+    )
+    return _csv([*fixed, "started_at_minute", *knobs, "reason"], rows)
+
+
+def _curves_csv(outcomes: Sequence[Outcome]) -> str:
+    rows = (
+        [o.row.searcher, o.row.seed, t.number, e.epoch, e.score, to_minutes(e.at_ns)]
+        for o in outcomes
+        for t in o.history
+        for e in t.curve
+    )
+    return _csv(["searcher", "seed", "trial", "epoch", "score", "minutes"], rows)
+
+
+def _csv(header: list[str], rows: Iterable[list[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([_safe(cell) for cell in row])
+    return text.getvalue()
+
+
+def _safe(cell: Any) -> Any:
+    """Text that a spreadsheet would run as a formula is shown to it as text."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell

@@ -1,0 +1,338 @@
+"""The one loop: ask the policy, maybe the searcher, launch, wait, record, charge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tuner.budget import Budget, Costs, Kind
+from tuner.fidelity import FidelityPolicy, Resume, Sample, Stop
+from tuner.runner import FINAL_STATE, Event, EventKind, Runner
+from tuner.searchers.base import Searcher, SpaceExhausted
+from tuner.seeding import derive_seed
+from tuner.store import Store
+from tuner.trial import History, Observation, Trial, TrialState
+
+MAX_FAULTS = 3
+"""How often a trial goes on in a new worker after its old one died."""
+
+MAX_FAILURES_IN_A_ROW = 5
+
+
+class TrainingBrokenError(RuntimeError):
+    """Trial after trial failed: the fault is not the configurations'."""
+
+
+@dataclass
+class Recorder:
+    """Writes a run's charges beside its history, and commits; in memory it only counts."""
+
+    budget: Budget
+    store: Store | None = None
+    run: int = 0
+    clock: int = 0
+
+    def charge(self, costs: Costs, number: int | None) -> None:
+        """Spend, and note what for."""
+        if any(costs.values()):
+            self.budget.charge(costs, number)
+            if self.store is not None:
+                self.store.charge(self.run, costs, number)
+
+    def commit(self) -> None:
+        """Make all that was recorded durable."""
+        if self.store is not None:
+            self.store.commit()
+
+    def read(self, clock: int) -> None:
+        """Note the runner's clock."""
+        if self.store is not None and clock != self.clock:
+            self.store.set_clock(self.run, clock)
+        self.clock = clock
+
+    def held(self, ns: int) -> None:
+        """Note the device time held so far, in case the driver is killed before it charges it."""
+        if self.store is not None:
+            self.store.set_held(self.run, ns)
+
+
+class Scheduler:
+    """Runs one search: composes a searcher, a policy, a runner and a budget, and owns no rule.
+
+    Args:
+        searcher: proposes configurations.
+        policy: says how long each trains.
+        runner: trains them.
+        history: what has happened so far, recorded as it goes on.
+        recorder: where charges go.
+        seed: of the study; each trial's own seed derives from it.
+        on_change: called after every batch of events and every launch, for whoever watches.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        policy: FidelityPolicy,
+        runner: Runner,
+        history: History,
+        recorder: Recorder,
+        *,
+        seed: int,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.history = history
+        self.budget = recorder.budget
+        self._searcher, self._policy, self._runner = searcher, policy, runner
+        self._recorder, self._seed, self._on_change = recorder, seed, on_change
+        self._view = history.view()
+        self._in_flight: set[int] = set()
+        self._failures = 0
+        self._best_before: int | None = None
+        self._base_ns = 0
+        self._interrupted = False
+        self.exhausted = False  # the searcher has nothing more to propose
+        self.finished = False  # nothing that the budget could buy is left to do
+
+    @property
+    def in_flight(self) -> tuple[Trial, ...]:
+        """The trials that hold a slot now, by number."""
+        return tuple(self.history[n] for n in sorted(self._in_flight))
+
+    @property
+    def held_ns(self) -> int:
+        """Device time that the run has used up to now, charged or not yet."""
+        held = self._base_ns + (self._runner.held_ns if self._in_flight else 0)
+        return max(held, self.budget.spent_ns)
+
+    def interrupt(self) -> None:
+        """Stop soon without losing work; `run` returns. Safe to call in a signal handler."""
+        self._interrupted = True
+        self._runner.interrupt()
+
+    def run(self, turn_ns: int | None = None) -> None:
+        """Hold the devices for one turn: until `turn_ns` are used, or to the end of the budget.
+
+        At the end of a turn the trials in flight finish their epoch and go on in the next one.
+        Sets `finished` when there is nothing left that the budget could buy.
+        """
+        self._base_ns = self.budget.spent_ns
+        self._runner.hold(self.budget.remaining_ns, self._recorder.clock)
+        stopping: set[int] = set()
+        try:
+            while True:
+                over = turn_ns is not None and self.held_ns - self._base_ns >= turn_ns
+                if not over and not self._interrupted:
+                    self._fill_slots()
+                if not self._in_flight and (self._runner.free_slots or over or self._interrupted):
+                    break
+                if over and stopping != self._in_flight:
+                    for number in self._in_flight - stopping:
+                        self._runner.stop(number)
+                    stopping = set(self._in_flight)
+                self._settle(self._runner.wait())
+                stopping &= self._in_flight
+        finally:
+            self._runner.release()
+        self.finished = not self._interrupted and not over
+        if self.finished:
+            for trial in self.history.running:
+                self.history.update(trial.number, reason="budget spent")
+            self._recorder.commit()
+
+    # -- what to do next -------------------------------------------------------------------------
+
+    def _fill_slots(self) -> None:
+        while self._runner.free_slots and self._launch_one():
+            self._on_change()
+
+    def _launch_one(self) -> bool:
+        """Put one trial into a free slot; False where there is nothing to do or to pay it with."""
+        # What was broken off, by a signal, a fault or the end of a turn, goes on first.
+        for trial in self.history.running:
+            if trial.number not in self._in_flight and trial.epoch < trial.target:
+                return self._launch(trial)
+        match self._policy.next_action(self._view):
+            case Sample(until_epoch):
+                return not self.exhausted and self._start(until_epoch)
+            case Resume(number, until_epoch):
+                return self._launch(replace(self.history[number], target=until_epoch))
+            case Stop(number):
+                closed = self.history.close(number, TrialState.STOPPED, "stopped by the policy")
+                self._forget_if_useless(closed)
+                return True
+            case _:
+                return False
+
+    def _start(self, until_epoch: int) -> bool:
+        if not self._affordable_epochs(None):
+            return False
+        try:
+            config = self._searcher.propose(self._view)
+        except SpaceExhausted:
+            self.exhausted = True
+            return False
+        number = len(self.history)
+        trial = Trial(
+            number,
+            config,
+            derive_seed(self._seed, number),
+            until_epoch,
+            started_ns=self._base_ns + self._runner.held_ns,
+            note=self._searcher.fallback,
+        )
+        return self._launch(self.history.start(trial))
+
+    def _launch(self, trial: Trial) -> bool:
+        """Train a trial as far as the budget pays for; False where that is not one epoch."""
+        was_in_flight = trial.clock is not None and trial.granted > trial.epoch
+        if was_in_flight and self.budget.reserve(trial.number, trial.reserved_ns):
+            granted = trial.granted  # a replay goes on under the reservation that it had
+        else:
+            epochs = min(self._affordable_epochs(trial), trial.target - trial.epoch)
+            reserve_ns = epochs * self._epoch_ns(trial)
+            if epochs < 1 or not self.budget.reserve(trial.number, reserve_ns):
+                self.history.update(trial.number, state=TrialState.PAUSED)
+                return False
+            granted = trial.epoch + epochs
+            trial = replace(trial, reserved_ns=reserve_ns, clock=self._runner.clock)
+        self.history.update(
+            trial.number,
+            state=TrialState.RUNNING,
+            reason="",
+            target=trial.target,
+            granted=granted,
+            reserved_ns=trial.reserved_ns,
+            clock=trial.clock,
+        )
+        self._recorder.commit()  # the row is durable before the device acts on it
+        self._runner.launch(self.history[trial.number], granted)
+        self._in_flight.add(trial.number)
+        return True
+
+    def _epoch_ns(self, trial: Trial | None) -> int:
+        """What an epoch is expected to cost: the trial's own mean, else the run's, else a guess."""
+        if trial is not None and trial.curve:
+            return trial.device_ns // len(trial.curve)
+        mean = self.history.mean_epoch_ns
+        return self._runner.first_guess_ns if mean is None else mean
+
+    def _affordable_epochs(self, trial: Trial | None) -> int:
+        uncharged = max(0, self._base_ns + self._runner.held_ns - self.budget.spent_ns)
+        reserved = self.budget.remaining_ns - self.budget.available_ns
+        free_ns = self.budget.remaining_ns - max(reserved, uncharged)
+        return max(0, free_ns) // max(1, self._epoch_ns(trial))
+
+    # -- what has happened -----------------------------------------------------------------------
+
+    def _settle(self, events: list[Event]) -> None:
+        """Record a batch of events in one transaction."""
+        before = {e.number: self.history[e.number] for e in events if e.number is not None}
+        for event in events:
+            self._recorder.charge(event.costs, event.number)
+            if event.number is not None:
+                self._record(event)
+        if events:
+            self._recorder.read(self._runner.clock)
+            self._recorder.commit()
+            for old in before.values():
+                self._sweep(old)
+            self._on_change()
+        self._recorder.held(self.held_ns)
+        if self._failures >= MAX_FAILURES_IN_A_ROW:
+            last = next(t for t in reversed(self.history.trials) if t.state is TrialState.FAILED)
+            raise TrainingBrokenError(
+                f"{self._failures} trials in a row failed, the last with: {last.reason}"
+            )
+
+    def _record(self, event: Event) -> None:
+        number = event.number
+        if number is None:
+            return
+        trial = self.history[number]
+        cost_ns = sum(event.costs.values())
+        if event.kind is EventKind.EPOCH:
+            self.history.observe(
+                number,
+                Observation(
+                    trial.epoch + 1,
+                    event.score,
+                    trial.partial_ns + cost_ns,
+                    self._base_ns + event.held_ns,
+                    event.metrics,
+                ),
+                partial_ns=0,
+                clock=event.clock,
+                reserved_ns=max(0, trial.reserved_ns - cost_ns),
+                checkpoint=event.checkpoint or trial.checkpoint,
+            )
+        if event.ends:
+            self._in_flight.discard(number)
+            self.budget.release(number)
+            self._end(self.history[number], event)
+        if event.kind in (EventKind.FAILED, EventKind.EPOCH):
+            self._failures = self._failures + 1 if event.kind is EventKind.FAILED else 0
+
+    def _end(self, trial: Trial, event: Event) -> None:
+        """Put a trial that gave its slot back into the state that the event leaves it in."""
+        number, kind = trial.number, event.kind
+        if kind is EventKind.EPOCH:
+            is_complete = trial.epoch == self.history.max_epochs
+            state = TrialState.COMPLETED if is_complete else TrialState.PAUSED
+            self.history.update(number, state=state, clock=None)
+        elif kind in FINAL_STATE:
+            self.history.close(number, FINAL_STATE[kind], event.reason)
+        elif kind is EventKind.INTERRUPTED:
+            faults = trial.faults + 1
+            gone = faults > MAX_FAULTS
+            self.history.update(
+                number,
+                state=TrialState.FAILED if gone else TrialState.INTERRUPTED,
+                reason=f"{faults} workers ended: {event.reason}" if gone else event.reason,
+                faults=faults,
+                clock=None,
+            )
+        else:  # PAUSED where it is, or CUT back to its last checkpoint
+            kept = {k: ns for k, ns in event.costs.items() if k is not Kind.LOST}
+            self.history.update(
+                number,
+                state=TrialState.PAUSED,
+                reason=event.reason,
+                clock=event.clock,
+                partial_ns=trial.partial_ns + sum(kept.values()),
+                checkpoint=event.checkpoint or trial.checkpoint,
+            )
+
+    def _sweep(self, old: Trial) -> None:
+        """Discard what the batch made useless: superseded checkpoints and hopeless trials."""
+        new = self.history[old.number]
+        if old.checkpoint is not None and old.checkpoint != new.checkpoint:
+            self._runner.discard(old)
+        self._forget_if_useless(new)
+        best = self.history.best
+        if best is not None and best.number != self._best_before:
+            if self._best_before is not None:
+                self._forget_if_useless(self.history[self._best_before])
+            self._best_before = best.number
+
+    def _forget_if_useless(self, trial: Trial) -> None:
+        best = self.history.best
+        is_winner = best is not None and best.number == trial.number
+        if trial.state.is_final and not (is_winner and trial.checkpoint):
+            self._runner.discard(trial)
+
+
+def mark_interrupted(history: History, recorder: Recorder, runner_keeps: bool) -> None:
+    """Make ready to go on after a driver that died without a word.
+
+    What was in flight is INTERRUPTED and goes on from its last epoch, and what the dead driver
+    had held without recording it is charged as lost, once. With `runner_keeps` nothing was lost:
+    a replay takes up its virtual clock where it was.
+    """
+    for trial in history.running:
+        if trial.state is TrialState.RUNNING:
+            history.update(trial.number, state=TrialState.INTERRUPTED, reason="the driver ended")
+    if not runner_keeps and recorder.store is not None:
+        lost = recorder.store.held(recorder.run) - recorder.budget.spent_ns
+        if lost > 0:
+            recorder.charge({Kind.LOST: lost}, None)
+    recorder.commit()

@@ -1,0 +1,42 @@
+"""What a searcher is: one method, and a promise."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from tuner.seeding import derive_seed
+from tuner.space import Config, SearchSpace, Value
+from tuner.trial import HistoryView
+
+
+class SpaceExhausted(Exception):
+    """Every configuration of a finite space has been proposed."""
+
+
+class Searcher(Protocol):
+    """Proposes configurations: a pure function of its space, its seed and the history.
+
+    Nothing else may change the answer, so that a resumed, replayed or copied search goes on as
+    the first would have. It sees every trial, whatever its state.
+
+    Attributes:
+        fallback: why the last proposal did not come from the searcher's model; empty where it
+            did. It is recorded on the trial.
+    """
+
+    fallback: str
+
+    def propose(self, history: HistoryView) -> Config:
+        """The next configuration; raises SpaceExhausted where none is left."""
+
+
+def generator(seed: int, name: str, history: HistoryView) -> np.random.Generator:
+    """The generator for a searcher's next proposal, made anew from seed and number of trials."""
+    return np.random.default_rng(derive_seed(seed, name, len(history)))
+
+
+def config_key(space: SearchSpace, config: Config) -> tuple[tuple[bool, Value], ...]:
+    """A configuration as a hashable key, by which duplicates are known."""
+    return tuple((type(config[name]) is bool, config[name]) for name in space)

@@ -1,0 +1,257 @@
+"""Bayesian optimisation: a Gaussian process by BoTorch, and the logarithm of expected improvement.
+
+Notation: n data, d knobs, b starting points of a local search. All tensors are float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from botorch.acquisition import AcquisitionFunction, LogExpectedImprovement
+from botorch.acquisition.logei import qLogExpectedImprovement
+from botorch.exceptions import ModelFittingError
+from botorch.fit import fit_gpytorch_mll
+from botorch.generation.gen import gen_candidates_scipy
+from botorch.models import MixedSingleTaskGP, SingleTaskGP
+from botorch.sampling import SobolQMCNormalSampler
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from linear_operator.utils.errors import NanError, NotPSDError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tuner.searchers.base import config_key
+from tuner.searchers.random import draw_new
+from tuner.seeding import derive_seed
+from tuner.space import Choice, Config, Float, SearchSpace
+from tuner.trial import HistoryView, Trial, TrialState
+
+CLAMP = 0.15
+"""How far under the median, in units of best - median, the surrogate is shown scores to be.
+
+Real learning-rate landscapes end in a cliff, and a Gaussian process that is shown the cliff spends
+itself on it. What lies well below the median is all equally uninteresting, and is shown as equal.
+"""
+
+_FIT_ERRORS = (ModelFittingError, NotPSDError, NanError, torch.linalg.LinAlgError)
+# The likelihood is per datum: a relative gain under 1e-3 is far below what n data can tell.
+_FIT_OPTIONS = {"ftol": 1e-3, "gtol": 1e-3, "maxiter": 100}
+_RAW_POINTS = 512
+_LOCAL_POINTS = 64  # around each of the best data
+_STARTS = 3
+_MC_SAMPLES = 64
+_COUNTABLE = 4096  # a space with at most so many configurations is searched whole
+
+
+class BayesSearcher:
+    """Log expected improvement (Ament et al., 2023) under a Gaussian process.
+
+    - The first max(5, 2 d) trials are a scrambled Sobol sequence.
+    - The process has BoTorch's dimension-scaled log-normal prior on its lengthscales (Hvarfner et
+      al., 2024) and learns its noise; choice knobs get a categorical kernel.
+    - Completed and stopped trials are data with their latest score; infeasible ones are data at
+      the floor of `shown_scores`; all others are pending, and the acquisition integrates over
+      what they may yield.
+    - Candidates are always legal: integers and options are searched as such, and only the
+      real-valued knobs are refined by gradient.
+    - Where the model cannot be fitted the proposal is a random draw, and `fallback` says so.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self._space, self._seed = space, seed
+        self._start = max(5, 2 * len(space))
+        self._choices = [i for i, dom in enumerate(space.values()) if isinstance(dom, Choice)]
+        self._real = [i for i, dom in enumerate(space.values()) if isinstance(dom, Float)]
+        self.fallback = ""
+
+    def propose(self, history: HistoryView) -> Config:
+        """The next point of the Sobol start, or the maximiser of the acquisition."""
+        self.fallback = ""
+        data = [t for t in history if _is_datum(t)]
+        has_two_scores = sum(t.score is not None for t in data) >= 2
+        if len(history) < self._start or not has_two_scores:
+            return self._sobol(history)
+        seed = derive_seed(self._seed, "bayes", len(history))
+        with _quiet_and_alone(seed):
+            try:
+                return self._maximise(history, data, seed)
+            except _FIT_ERRORS as error:
+                self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
+        return draw_new(self._space, self._seed, "bayes-fallback", history)
+
+    def _sobol(self, history: HistoryView) -> Config:
+        engine = torch.quasirandom.SobolEngine(
+            len(self._space), scramble=True, seed=derive_seed(self._seed, "sobol")
+        )
+        units = engine.draw(len(history) + 1, dtype=torch.float64).numpy()
+        config = self._space.from_unit(units[-1:])[0]
+        if self._space.cardinality is not None:
+            seen = {config_key(self._space, t.config) for t in history}
+            if config_key(self._space, config) in seen:
+                return draw_new(self._space, self._seed, "bayes-start", history)
+        return config
+
+    # -- the model -------------------------------------------------------------------------------
+
+    def _maximise(self, history: HistoryView, data: list[Trial], seed: int) -> Config:
+        raw = self._legal_points(history, data, seed)  # r x d
+        x = self._encode(self._space.to_unit([t.config for t in data]))  # n x d
+        y = torch.from_numpy(shown_scores([t.score for t in data])).unsqueeze(-1)  # n x 1
+        model = fit(x, y, self._choices)
+        pending = [t.config for t in history.running]
+        acquisition = self._acquisition(model, x, pending, seed)
+        with torch.no_grad():
+            values = acquisition(raw.unsqueeze(1))  # r
+        order = torch.argsort(values, descending=True, stable=True)
+        starts = raw[order[:_STARTS]]  # b x d
+        best = self._refine(acquisition, starts) if self._real else starts[:1]
+        return self._decode(best)
+
+    def _acquisition(
+        self, model: SingleTaskGP, x: Tensor, pending: list[Config], seed: int
+    ) -> AcquisitionFunction:
+        # The incumbent by posterior mean: the best noisy score is partly luck.
+        best_f = model.posterior(x).mean.max().detach()
+        if not pending:
+            return LogExpectedImprovement(model, best_f=best_f)
+        return qLogExpectedImprovement(
+            model,
+            best_f=best_f,
+            sampler=SobolQMCNormalSampler(torch.Size([_MC_SAMPLES]), seed=seed % (1 << 31)),
+            X_pending=self._encode(self._space.to_unit(pending)),
+        )
+
+    # -- candidates ------------------------------------------------------------------------------
+
+    def _legal_points(self, history: HistoryView, data: list[Trial], seed: int) -> Tensor:
+        """Unvisited configurations to start from, `r x d` in the model's coordinates."""
+        if self._space.cardinality is None:
+            units = np.concatenate(
+                [self._sobol_units(seed), self._perturbed(data, np.random.default_rng(seed))]
+            )
+            if len(self._real) < len(self._space):  # each point in the middle of its cell
+                units = self._space.to_unit(self._space.from_unit(units))
+            return self._encode(units)
+        configs: list[Config]
+        if self._space.cardinality <= _COUNTABLE:
+            widest = max(domain.cardinality or 1 for domain in self._space.values())
+            axes = self._space.axes(widest)
+            configs = [dict(zip(self._space, v, strict=True)) for v in itertools.product(*axes)]
+        else:
+            configs = list(self._space.from_unit(self._sobol_units(seed)))
+            configs += self._space.from_unit(self._perturbed(data, np.random.default_rng(seed)))
+        seen = {config_key(self._space, t.config) for t in history}
+        configs = [c for c in configs if config_key(self._space, c) not in seen]
+        if not configs:
+            configs = [draw_new(self._space, self._seed, "bayes-rest", history)]
+        return self._encode(self._space.to_unit(configs))
+
+    def _sobol_units(self, seed: int) -> NDArray[np.float64]:
+        engine = torch.quasirandom.SobolEngine(len(self._space), scramble=True, seed=seed)
+        units: NDArray[np.float64] = engine.draw(_RAW_POINTS, dtype=torch.float64).numpy()
+        return units
+
+    def _perturbed(self, data: list[Trial], generator: np.random.Generator) -> NDArray[np.float64]:
+        """Points around the best data, a few knobs changed each, `_LOCAL_POINTS x d` a datum."""
+        best = sorted(data, key=lambda t: (t.score is None, -(t.score or 0.0), t.number))[:3]
+        centres = np.repeat(self._space.to_unit([t.config for t in best]), _LOCAL_POINTS, axis=0)
+        width = generator.choice([0.02, 0.1, 0.3], size=(len(centres), 1))
+        moved = centres + width * generator.standard_normal(centres.shape)
+        moves = generator.random(centres.shape) < max(0.3, 1.5 / len(self._space))
+        jump = generator.random(centres.shape)
+        # A neighbouring index means nothing to a choice: it jumps anywhere.
+        moved[:, self._choices] = jump[:, self._choices]
+        return np.clip(np.where(moves, moved, centres), 0.0, 1.0)
+
+    def _refine(self, acquisition: AcquisitionFunction, starts: Tensor) -> Tensor:
+        """Climb from each start in the real-valued knobs; the best end, `1 x d`."""
+        fixed = [i for i in range(len(self._space)) if i not in self._real]
+        if not fixed:
+            points, values = _climb(acquisition, starts, None)
+            return points[values.argmax()][None]
+        ends = [_climb(acquisition, s[None], {i: float(s[i]) for i in fixed}) for s in starts]
+        return max(ends, key=lambda end: float(end[1]))[0]
+
+    def _encode(self, units: NDArray[np.float64]) -> Tensor:
+        """Unit coordinates as the model's, `n x d`: an option is its index."""
+        x = torch.from_numpy(np.array(units))
+        for i, domain in enumerate(self._space.values()):
+            if isinstance(domain, Choice):
+                x[:, i] = torch.floor(x[:, i] * len(domain.options))
+        return x
+
+    def _decode(self, x: Tensor) -> Config:
+        units = x.detach().clone()
+        for i, domain in enumerate(self._space.values()):
+            if isinstance(domain, Choice):
+                units[:, i] = (units[:, i].round() + 0.5) / len(domain.options)
+        return self._space.from_unit(units.clamp(0, 1).numpy())[0]
+
+
+def _is_datum(trial: Trial) -> bool:
+    if trial.state is TrialState.INFEASIBLE:
+        return True
+    return trial.state in (TrialState.COMPLETED, TrialState.STOPPED) and trial.score is not None
+
+
+def shown_scores(scores: list[float | None]) -> NDArray[np.float64]:
+    """What the surrogate is shown, n values: scores clamped from below at a floor.
+
+    None, an infeasible trial, is shown at the floor: median - CLAMP (best - median) of the known scores.
+    See CLAMP for why.
+    """
+    known = np.array([s for s in scores if s is not None])
+    best, median = known.max(), float(np.median(known))
+    floor = median - CLAMP * (best - median)
+    return np.array([floor if s is None else max(s, floor) for s in scores])
+
+
+def fit(x: Tensor, y: Tensor, choices: list[int]) -> SingleTaskGP:
+    """A Gaussian process on `n x d` inputs and `n x 1` scores, standardised inside.
+
+    Raises one of BoTorch's or the linear algebra's errors where no fit succeeds.
+    """
+    if choices:
+        model: SingleTaskGP = MixedSingleTaskGP(x, y, cat_dims=choices)
+    else:
+        model = SingleTaskGP(x, y)
+    likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
+    fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": _FIT_OPTIONS})
+    return model
+
+
+def _climb(
+    acquisition: AcquisitionFunction, starts: Tensor, fixed: dict[int, float] | None
+) -> tuple[Tensor, Tensor]:
+    """L-BFGS-B from `b x d` starts within the unit cube: ends, `b x d`, and their values, b."""
+    points, values = gen_candidates_scipy(
+        starts.unsqueeze(1),
+        acquisition,
+        lower_bounds=0.0 if fixed is None else None,
+        upper_bounds=1.0 if fixed is None else None,
+        fixed_features=fixed,
+        options={"maxiter": 20},
+    )
+    return points.squeeze(1), values
+
+
+@contextmanager
+def _quiet_and_alone(seed: int) -> Iterator[None]:
+    """No warnings on the terminal, one thread, and the global generator put back afterwards.
+
+    The matrices are small: more threads would cost more than they give, and the cores belong to
+    whoever is training.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)

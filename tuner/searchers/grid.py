@@ -1,0 +1,119 @@
+"""Grid search that fits its lattice to the budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from tuner.searchers.base import SpaceExhausted, config_key, generator
+from tuner.space import Config, SearchSpace, Value
+from tuner.trial import HistoryView
+
+_FINEST = 257
+_SCATTERED = 4096
+
+
+class GridSearcher:
+    """A lattice sized to what the budget can buy, visited so that the space is covered early.
+
+    The rule, all of it a function of seed and history:
+
+    1. A lattice has n points a side, both ends included, evenly spaced on each knob's own scale;
+       a choice knob always has all its options, an integer knob at most its integers. n is odd,
+       so that every lattice holds the 3-point lattice and refines into 2n - 1.
+    2. The first points come from the 3-point lattice, since nothing is known of the cost yet.
+    3. As soon as an epoch has been paid for, n becomes the largest odd number whose lattice the
+       budget can buy at the mean cost so far, and stays: the current lattice is the coarsest
+       that holds every point visited.
+    4. Within a lattice, points are visited in the order in which a low-discrepancy sequence
+       falls into their cells.
+    5. Where budget is left when a lattice is complete, it is refined to 2n - 1 points a side.
+
+    With `points_per_axis` the first lattice has that many points a side (odd or not) instead.
+    """
+
+    fallback = ""
+
+    def __init__(self, space: SearchSpace, seed: int, points_per_axis: int | None = None) -> None:
+        if points_per_axis is not None and points_per_axis < 2:
+            raise ValueError(f"a lattice needs at least 2 points a side, got {points_per_axis}")
+        self._space, self._seed, self._points = space, seed, points_per_axis
+
+    def propose(self, history: HistoryView) -> Config:
+        """The first unvisited point of the current lattice, or of its refinement."""
+        visited = {config_key(self._space, t.config) for t in history}
+        points = self._points or self._side(history, visited)
+        while points <= max(_FINEST, self._points or 0):
+            for config in self._in_order(points):
+                if config_key(self._space, config) not in visited:
+                    return config
+            if _is_whole_space(self._space, points):
+                break
+            points = 2 * points - 1
+        raise SpaceExhausted(f"all points up to {points} a side have been visited")
+
+    def _side(self, history: HistoryView, visited: set[tuple[tuple[bool, Value], ...]]) -> int:
+        """Points a side of the lattice that is being visited (rules 2 and 3)."""
+        for points in range(3, _FINEST, 2):
+            axes = [set(axis) for axis in self._space.axes(points)]
+            holds = all(
+                value in axis for key in visited for (_, value), axis in zip(key, axes, strict=True)
+            )
+            if holds:
+                break
+        else:
+            points = 3  # configurations from elsewhere lie on no lattice and do not count
+        return points if points > 3 else self._affordable_side(history)
+
+    def _affordable_side(self, history: HistoryView) -> int:
+        epoch_ns, budget_ns = history.mean_epoch_ns, history.budget_ns
+        if not epoch_ns or budget_ns is None:
+            return 3
+        trials = budget_ns / (epoch_ns * (history.max_epochs or 1))
+        points = 3
+        while points + 2 <= _FINEST and lattice_size(self._space, points + 2) <= trials:
+            points += 2
+            if _is_whole_space(self._space, points):
+                break
+        return points
+
+    def _in_order(self, points: int) -> Iterator[dict[str, Value]]:
+        """All points of a lattice, scattered first (rule 4)."""
+        axes = self._space.axes(points)
+        seen: set[tuple[int, ...]] = set()
+        for unit in _kronecker(self._seed, len(axes), _SCATTERED):
+            cell = tuple(int(u * len(axis)) for u, axis in zip(unit, axes, strict=True))
+            if cell not in seen:
+                seen.add(cell)
+                yield self._at(axes, cell)
+        for cell in itertools.product(*(range(len(axis)) for axis in axes)):
+            if cell not in seen:
+                yield self._at(axes, cell)
+
+    def _at(self, axes: list[list[Value]], cell: tuple[int, ...]) -> dict[str, Value]:
+        return {n: axis[i] for n, axis, i in zip(self._space, axes, cell, strict=True)}
+
+
+def lattice_size(space: SearchSpace, points: int) -> int:
+    """How many configurations a lattice with `points` a side has."""
+    return math.prod(len(axis) for axis in space.axes(points))
+
+
+def _is_whole_space(space: SearchSpace, points: int) -> bool:
+    return space.cardinality is not None and lattice_size(space, points) >= space.cardinality
+
+
+def _kronecker(seed: int, d: int, n: int) -> Iterator[tuple[float, ...]]:
+    """The first n points of an additive recurrence in d dimensions, shifted by the seed.
+
+    Steps are powers of the inverse of the generalised golden ratio g, the positive root of
+    g^(d+1) = g + 1 (Roberts, 2018, "The unreasonable effectiveness of quasirandom sequences").
+    """
+    ratio = 2.0
+    for _ in range(60):
+        ratio = (1 + ratio) ** (1 / (d + 1))
+    steps = [ratio ** -(i + 1) for i in range(d)]
+    shift = generator(seed, "grid", HistoryView()).random(d)
+    for i in range(n):
+        yield tuple(float((s + i * step) % 1.0) for s, step in zip(shift, steps, strict=True))

@@ -1,0 +1,315 @@
+"""The search space: what may be tuned, and its map to the unit cube that searchers work in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Value: TypeAlias = float | int | str | bool | None
+Config: TypeAlias = Mapping[str, Value]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _check_range(kind: str, low: float, high: float, log: bool) -> None:
+    for end in (low, high):
+        if not _is_number(end) or not math.isfinite(end):
+            raise ValueError(f"{kind} needs two finite numbers, got {low!r} and {high!r}")
+    if not low < high:
+        raise ValueError(f"{kind} needs low < high, got [{low}, {high}], an empty range")
+    if log and low <= 0:
+        raise ValueError(f"{kind} on a log scale needs low > 0, got {low}: zero has no logarithm")
+
+
+def _even(points: int) -> list[float]:
+    # Quotients and not multiples of a step: equal fractions of two lattices are equal floats.
+    return [0.5] if points == 1 else [i / (points - 1) for i in range(points)]
+
+
+@dataclass(frozen=True)
+class Float:
+    """A real knob in [low, high], uniform in the value or, with `log`, in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("Float", self.low, self.high, self.log)
+
+    @property
+    def cardinality(self) -> int | None:
+        """How many values there are; None where they cannot be counted."""
+        return None
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is a number in [low, high]."""
+        return _is_number(value) and bool(self.low <= value <= self.high)  # type: ignore[operator]
+
+    def to_unit(self, value: Any) -> float:
+        """`value` as a coordinate in [0, 1]."""
+        if self.log:
+            return (math.log(value) - math.log(self.low)) / (
+                math.log(self.high) - math.log(self.low)
+            )
+        return float((value - self.low) / (self.high - self.low))
+
+    def from_unit(self, unit: float) -> float:
+        """The value at coordinate `unit`, never outside [low, high] by rounding."""
+        if self.log:
+            value = math.exp(math.log(self.low) + unit * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + unit * (self.high - self.low)
+        return float(min(max(value, self.low), self.high))
+
+    def grid(self, points: int) -> list[Value]:
+        """`points` values from low to high, evenly spaced on the knob's own scale."""
+        return [self.from_unit(u) for u in _even(points)]
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole-numbered knob in [low, high], both ends included.
+
+    In the unit interval every integer owns a cell (of equal width, or of equal width in the
+    logarithm), and its coordinate is the middle of that cell.
+    """
+
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("Int", self.low, self.high, self.log)
+        if self.low != int(self.low) or self.high != int(self.high):
+            raise ValueError(f"Int needs whole ends, got [{self.low}, {self.high}]; use Float")
+
+    @property
+    def cardinality(self) -> int | None:
+        """How many values there are."""
+        return self.high - self.low + 1
+
+    def _edges(self) -> tuple[float, float]:
+        low, high = self.low - 0.5, self.high + 0.5
+        return (math.log(low), math.log(high)) if self.log else (low, high)
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is a whole number in [low, high]."""
+        is_whole = isinstance(value, (int, np.integer)) and _is_number(value)
+        return is_whole and bool(self.low <= value <= self.high)  # type: ignore[operator]
+
+    def to_unit(self, value: Any) -> float:
+        """The middle of the cell that `value` owns in [0, 1]."""
+        low, high = self._edges()
+        if self.log:
+            left, right = math.log(value - 0.5), math.log(value + 0.5)
+            return ((left + right) / 2 - low) / (high - low)
+        return float((value - low) / (high - low))
+
+    def from_unit(self, unit: float) -> int:
+        """The integer whose cell holds `unit`."""
+        low, high = self._edges()
+        value = low + unit * (high - low)
+        nearest = math.floor((math.exp(value) if self.log else value) + 0.5)
+        return min(max(nearest, self.low), self.high)
+
+    def grid(self, points: int) -> list[Value]:
+        """At most `points` different integers, evenly spaced on the knob's own scale."""
+        # From end to end, unlike to_unit, which places integers in the middle of their cells.
+        scale = Float(self.low, self.high, self.log)
+        values = {math.floor(scale.from_unit(u) + 0.5) for u in _even(points)}
+        return list[Value](sorted(values))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A knob with unordered options: text, numbers, true and false, or None."""
+
+    options: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.options, str) or not isinstance(self.options, Sequence):
+            raise ValueError(f"Choice needs a sequence of options, got {self.options!r}")
+        object.__setattr__(self, "options", tuple(self.options))
+        if not self.options:
+            raise ValueError("Choice needs at least one option, got none")
+        for option in self.options:
+            if not isinstance(option, (str, int, float, bool, type(None))):
+                raise ValueError(
+                    f"Choice options are text, numbers, booleans or None, got {option!r}"
+                )
+        if len({(type(o), o) for o in self.options}) < len(self.options):
+            raise ValueError(f"Choice has an option twice: {self.options!r}")
+
+    @property
+    def cardinality(self) -> int | None:
+        """How many options there are."""
+        return len(self.options)
+
+    def _index(self, value: object) -> int | None:
+        for index, option in enumerate(self.options):
+            if option == value and isinstance(value, bool) == isinstance(option, bool):
+                return index
+        return None
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is one of the options."""
+        return self._index(value) is not None
+
+    def to_unit(self, value: Any) -> float:
+        """The middle of the option's cell: (index + 1/2) / number of options."""
+        index = self._index(value)
+        if index is None:
+            raise ValueError(f"{value!r} is none of the options {self.options!r}")
+        return (index + 0.5) / len(self.options)
+
+    def from_unit(self, unit: float) -> Value:
+        """The option whose cell holds `unit`."""
+        return self.options[min(int(unit * len(self.options)), len(self.options) - 1)]
+
+    def grid(self, points: int) -> list[Value]:
+        """All options: leaving one out would be a different space, whatever `points` says."""
+        return list(self.options)
+
+
+Domain: TypeAlias = Float | Int | Choice
+_DOMAINS: Mapping[str, type[Float] | type[Int] | type[Choice]] = {
+    "float": Float,
+    "int": Int,
+    "choice": Choice,
+}
+
+
+class SearchSpace(Mapping[str, Domain]):
+    """An ordered, frozen mapping from the name of a knob to its domain.
+
+    Built from keywords or from one mapping; it holds no generator.
+
+    >>> space = SearchSpace(learning_rate=Float(1e-4, 1, log=True), layers=Int(2, 6))
+    >>> space.from_unit(np.array([[0.5, 0.0]]))
+    [{'learning_rate': 0.01, 'layers': 2}]
+    """
+
+    def __init__(self, knobs: Mapping[str, Domain] | None = None, /, **more: Domain) -> None:
+        merged = {**(knobs or {}), **more}
+        if not merged:
+            raise ValueError("a search space needs at least one knob, got none")
+        for name, domain in merged.items():
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"knob names are non-empty text, got {name!r}")
+            if not isinstance(domain, (Float, Int, Choice)):
+                raise ValueError(
+                    f"knob {name!r} needs a Float, Int or Choice, got {domain!r}; "
+                    "a tuple of options is written Choice(options)"
+                )
+        self._domains: Mapping[str, Domain] = MappingProxyType(merged)
+
+    def __getitem__(self, name: str) -> Domain:
+        return self._domains[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._domains)
+
+    def __len__(self) -> int:
+        return len(self._domains)
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({', '.join(f'{n}={d!r}' for n, d in self._domains.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        # Order counts: it is the order of the columns of to_unit.
+        return isinstance(other, SearchSpace) and list(self.items()) == list(other.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._domains.items()))
+
+    @property
+    def cardinality(self) -> int | None:
+        """How many configurations there are; None where a Float makes them uncountable."""
+        total = 1
+        for domain in self._domains.values():
+            if domain.cardinality is None:
+                return None
+            total *= domain.cardinality
+        return total
+
+    def contains(self, config: Config) -> bool:
+        """Whether `config` names exactly these knobs, each with a value in its domain."""
+        return set(config) == set(self._domains) and all(
+            domain.contains(config[name]) for name, domain in self._domains.items()
+        )
+
+    def check(self, config: Config) -> None:
+        """Raise ValueError where `config` is not in the space, and say which knob is off."""
+        unknown, missing = set(config) - set(self), set(self) - set(config)
+        if unknown or missing:
+            raise ValueError(
+                f"a configuration needs exactly the knobs {list(self)}; "
+                f"missing: {sorted(missing)}, unknown: {sorted(unknown)}"
+            )
+        for name, domain in self._domains.items():
+            if not domain.contains(config[name]):
+                raise ValueError(f"{name} = {config[name]!r} is not in {domain!r}")
+
+    def sample(self, generator: np.random.Generator) -> dict[str, Value]:
+        """One configuration drawn uniformly from the unit cube."""
+        return self.from_unit(generator.random((1, len(self))))[0]
+
+    def to_unit(self, configs: Sequence[Config]) -> NDArray[np.float64]:
+        """Configurations as an `n x d` float64 array in [0, 1], a column a knob in order."""
+        rows = [[d.to_unit(c[n]) for n, d in self._domains.items()] for c in configs]
+        return np.asarray(rows, dtype=np.float64).reshape(len(configs), len(self))  # n x d
+
+    def from_unit(self, units: NDArray[np.float64]) -> list[dict[str, Value]]:
+        """Configurations at the rows of an `n x d` array in [0, 1]."""
+        if units.ndim != 2 or units.shape[1] != len(self):
+            raise ValueError(f"expected an n x {len(self)} array, got shape {units.shape}")
+        return [
+            {n: d.from_unit(float(u)) for (n, d), u in zip(self._domains.items(), row, strict=True)}
+            for row in units
+        ]
+
+    def axes(self, points_per_axis: int) -> list[list[Value]]:
+        """For each knob its values on a lattice with at most `points_per_axis` points a side."""
+        if points_per_axis < 1:
+            raise ValueError(f"a lattice needs at least 1 point an axis, got {points_per_axis}")
+        return [domain.grid(points_per_axis) for domain in self._domains.values()]
+
+    def grid(self, points_per_axis: int) -> list[dict[str, Value]]:
+        """The full lattice: the product of `axes`, the last knob running fastest."""
+        return [
+            dict(zip(self._domains, values, strict=True))
+            for values in itertools.product(*self.axes(points_per_axis))
+        ]
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """A JSON object from which `from_json` makes an equal space."""
+        kinds = {domain: kind for kind, domain in _DOMAINS.items()}
+        return {
+            name: {"type": kinds[type(domain)], **vars(domain)}
+            for name, domain in self._domains.items()
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> SearchSpace:
+        """The space that `to_json` wrote; ValueError where the object is not one."""
+        knobs: dict[str, Domain] = {}
+        for name, fields in data.items():
+            kind = _DOMAINS.get(fields.get("type", ""))
+            arguments = {key: value for key, value in fields.items() if key != "type"}
+            if kind is None:
+                raise ValueError(f"knob {name!r}: type is float, int or choice, got {fields!r}")
+            try:
+                knobs[name] = kind(**arguments)
+            except TypeError as error:
+                raise ValueError(f"knob {name!r}: {error}") from error
+        return cls(knobs)

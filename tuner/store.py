@@ -1,0 +1,336 @@
+"""A study on disk: one SQLite file, one writer, rows and never pickles.
+
+Every decision is a committed row before it is acted on, and an epoch's row and its charge are in
+one transaction, so whatever a killed driver leaves behind is a state that a search can go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.budget import Budget, Costs, Kind
+from tuner.files import FileLock
+from tuner.space import SearchSpace
+from tuner.trial import Checkpoint, History, Observation, Trial, TrialState
+
+SCHEMA_VERSION = 1
+
+_KINDS = [kind.value for kind in Kind]
+_SCHEMA = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY, searcher TEXT NOT NULL, seed INTEGER NOT NULL, space TEXT NOT NULL,
+    max_epochs INTEGER, budget_ns INTEGER, clock INTEGER NOT NULL DEFAULT 0, test_score REAL
+) STRICT;
+CREATE TABLE trial (
+    run INTEGER NOT NULL REFERENCES run, number INTEGER NOT NULL, config TEXT NOT NULL,
+    seed INTEGER NOT NULL, target INTEGER NOT NULL, state TEXT NOT NULL,
+    started_ns INTEGER NOT NULL, granted INTEGER NOT NULL, reserved_ns INTEGER NOT NULL,
+    clock INTEGER, partial_ns INTEGER NOT NULL,
+    faults INTEGER NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL,
+    checkpoint TEXT, sha256 TEXT,
+    PRIMARY KEY (run, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE observation (
+    run INTEGER NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, score REAL NOT NULL,
+    device_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, metrics TEXT NOT NULL,
+    PRIMARY KEY (run, number, epoch)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE charge (
+    id INTEGER PRIMARY KEY, run INTEGER NOT NULL, number INTEGER,
+    {", ".join(f"{kind} INTEGER NOT NULL" for kind in _KINDS)}
+) STRICT;
+CREATE INDEX charge_of_run ON charge (run);
+"""
+_ADD_CHARGE = (
+    f"INSERT INTO charge (run, number, {', '.join(_KINDS)}) "  # noqa: S608, names of an enum
+    f"VALUES (?, ?, {', '.join('?' * len(_KINDS))})"
+)
+_SUM_CHARGES = (
+    f"SELECT {', '.join(f'COALESCE(SUM({k}), 0)' for k in _KINDS)} "  # noqa: S608, likewise
+    "FROM charge WHERE run = ?"
+)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One search in the file: a searcher, its seed and its limits."""
+
+    id: int
+    searcher: str
+    seed: int
+    space: SearchSpace
+    max_epochs: int | None
+    budget_ns: int | None
+    clock: int
+    test_score: float | None
+
+
+class Store:
+    """The file of one study or race, locked against a second driver while it is open.
+
+    Args:
+        path: the SQLite file; its lock and heartbeat lie beside it.
+        create: make a new file (an existing one raises ValueError) or open an existing one.
+        commit_every_s: on a virtual clock lost work costs nothing, so commits may be this many
+            seconds apart; where devices are paid for it is 0 and every `commit` reaches the disk.
+
+    Raises:
+        ValueError: the file exists, is missing, is damaged, is of a newer version, or is in use.
+    """
+
+    def __init__(self, path: Path, *, create: bool, commit_every_s: float = 0.0) -> None:
+        self.path = path
+        if create and path.exists():
+            raise ValueError(f"{path} exists already and holds a study; choose another place")
+        if not create and not path.is_file():
+            raise ValueError(f"there is no study at {path}")
+        self._lock = FileLock(path.with_name(path.name + ".lock"), f"the study {path}")
+        self.commit_every_s = commit_every_s
+        self._committed = time.monotonic()
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+            # The rollback journal, not WAL, whose reset bug was fixed only in SQLite 3.51.3.
+            self._db.execute("PRAGMA journal_mode = TRUNCATE")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA trusted_schema = OFF")
+            if create:
+                self._db.execute("BEGIN")
+                for statement in _SCHEMA.split(";")[:-1]:
+                    self._db.execute(statement)
+                self.set_meta("schema", SCHEMA_VERSION)
+                self.commit(force=True)
+            else:
+                self._check()
+            with open(path.with_name(path.name + ".held"), "a+b") as file:
+                file.truncate(8 * 4096)
+                self._held = memoryview(mmap.mmap(file.fileno(), 8 * 4096)).cast("q")
+        except sqlite3.Error as error:
+            self._lock.release()
+            raise ValueError(f"{path} is damaged or is no study: {error}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+
+    def _check(self) -> None:
+        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise ValueError(f"{self.path} is damaged: {problem}")
+        version = self.meta("schema")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise ValueError(
+                f"{self.path} was written in format {version}, this version reads up to "
+                f"{SCHEMA_VERSION}; use the newer version that wrote it"
+            )
+
+    # -- settings and runs ---------------------------------------------------------------------
+
+    def meta(self, key: str) -> Any:
+        """The JSON value kept under `key`; None where there is none."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Keep a JSON value under `key`."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def add_run(
+        self,
+        searcher: str,
+        seed: int,
+        space: SearchSpace,
+        max_epochs: int | None,
+        budget_ns: int | None,
+    ) -> RunRow:
+        """Append a run and return its row."""
+        cursor = self._db.execute(
+            "INSERT INTO run (searcher, seed, space, max_epochs, budget_ns) VALUES (?, ?, ?, ?, ?)",
+            (searcher, seed, json.dumps(space.to_json()), max_epochs, budget_ns),
+        )
+        return RunRow(cursor.lastrowid or 0, searcher, seed, space, max_epochs, budget_ns, 0, None)
+
+    def runs(self) -> list[RunRow]:
+        """All runs in the order in which they were added."""
+        rows = self._db.execute(
+            "SELECT id, searcher, seed, space, max_epochs, budget_ns, clock, test_score FROM run "
+            "ORDER BY id"
+        )
+        return [
+            RunRow(i, name, seed, SearchSpace.from_json(json.loads(space)), *rest)
+            for i, name, seed, space, *rest in rows
+        ]
+
+    def set_budget(self, run: int, budget_ns: int) -> None:
+        """Change what a run may spend."""
+        self._db.execute("UPDATE run SET budget_ns = ? WHERE id = ?", (budget_ns, run))
+
+    def set_clock(self, run: int, clock: int) -> None:
+        """Keep the reading of a run's virtual clock."""
+        self._db.execute("UPDATE run SET clock = ? WHERE id = ?", (clock, run))
+
+    def set_test_score(self, run: int, score: float) -> None:
+        """Keep the test accuracy of a run's winner."""
+        self._db.execute("UPDATE run SET test_score = ? WHERE id = ?", (score, run))
+
+    # -- what happened ---------------------------------------------------------------------------
+
+    def history(self, run: RunRow) -> StoredHistory:
+        """The run's history as recorded; what is added to it is recorded too."""
+        history = StoredHistory(self, run)
+        with self._reading():
+            curves: dict[int, list[Observation]] = {}
+            for number, epoch, score, device_ns, at_ns, metrics in self._db.execute(
+                "SELECT number, epoch, score, device_ns, at_ns, metrics FROM observation "
+                "WHERE run = ? ORDER BY number, epoch",
+                (run.id,),
+            ):
+                observation = Observation(epoch, score, device_ns, at_ns, json.loads(metrics))
+                curves.setdefault(number, []).append(observation)
+            for row in self._db.execute(
+                "SELECT number, config, seed, target, state, started_ns, granted, reserved_ns, "
+                "clock, partial_ns, faults, reason, note, checkpoint, sha256 FROM trial "
+                "WHERE run = ? ORDER BY number",
+                (run.id,),
+            ):
+                history.restore(_trial_of(row, tuple(curves.get(row[0], ()))))
+        return history
+
+    def budget(self, run: RunRow) -> Budget:
+        """The run's pool with everything charged that was charged."""
+        budget = Budget(run.budget_ns)
+        with self._reading():
+            sums = self._db.execute(_SUM_CHARGES, (run.id,)).fetchone()
+        budget.charge(dict(zip(Kind, sums, strict=True)))
+        return budget
+
+    def charge(self, run: int, costs: Costs, number: int | None) -> None:
+        """Append one line to the run's ledger."""
+        values = [costs.get(kind, 0) for kind in Kind]
+        self._db.execute(_ADD_CHARGE, (run, number, *values))
+
+    def put_trial(self, run: int, trial: Trial) -> None:
+        """Write a trial's row, all but its curve."""
+        mark = trial.checkpoint
+        self._db.execute(
+            "INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run,
+                trial.number,
+                json.dumps(dict(trial.config)),
+                trial.seed,
+                trial.target,
+                trial.state.name,
+                trial.started_ns,
+                trial.granted,
+                trial.reserved_ns,
+                trial.clock,
+                trial.partial_ns,
+                trial.faults,
+                trial.reason,
+                trial.note,
+                mark.name if mark else None,
+                mark.sha256 if mark else None,
+            ),
+        )
+
+    def put_observation(self, run: int, number: int, observation: Observation) -> None:
+        """Append one epoch of a trial; the same epoch twice is an error."""
+        fields = asdict(observation)
+        fields["metrics"] = json.dumps(dict(observation.metrics))
+        self._db.execute(
+            "INSERT INTO observation VALUES (?, ?, ?, ?, ?, ?, ?)", (run, number, *fields.values())
+        )
+
+    def commit(self, *, force: bool = False) -> None:
+        """Make everything so far durable, at the latest `commit_every_s` from now."""
+        now = time.monotonic()
+        if force or now - self._committed >= self.commit_every_s:
+            self._db.execute("COMMIT")
+            self._db.execute("BEGIN")
+            self._committed = now
+
+    # -- a sign of life --------------------------------------------------------------------------
+
+    def set_held(self, run: int, ns: int) -> None:
+        """Note how much device time a run has held, charged or not: a memory write, no commit.
+
+        It outlives the driver (not a power cut), so that a resume can charge as lost what a
+        killed driver had held and not recorded.
+        """
+        if run < len(self._held):
+            self._held[run] = ns
+
+    def held(self, run: int) -> int:
+        """The last value of `set_held`, in nanoseconds; 0 where there was none."""
+        return self._held[run] if run < len(self._held) else 0
+
+    def close(self) -> None:
+        """Commit, close the file and let go of the lock."""
+        self._db.execute("COMMIT")
+        self._db.close()
+        self._lock.release()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from error
+
+
+class StoredHistory(History):
+    """A history that writes down what is added to it."""
+
+    def __init__(self, store: Store, run: RunRow) -> None:
+        super().__init__(run.max_epochs, run.budget_ns)
+        self._store, self._run = store, run.id
+
+    def restore(self, trial: Trial) -> None:
+        """Append a trial that the file holds already."""
+        self._trials.append(trial)
+        for observation in trial.curve:
+            self._count(observation)
+        super()._place(trial)
+
+    def observe(self, number: int, observation: Observation, **changes: object) -> Trial:
+        """Append the next epoch, in memory and in the file."""
+        trial = super().observe(number, observation, **changes)
+        self._store.put_observation(self._run, number, observation)
+        return trial
+
+    def _place(self, trial: Trial) -> Trial:
+        self._store.put_trial(self._run, super()._place(trial))
+        return trial
+
+
+def _trial_of(row: tuple[Any, ...], curve: tuple[Observation, ...]) -> Trial:
+    number, config, seed, target, state, *numbers_and_text, checkpoint, sha256 = row
+    if any(not math.isfinite(o.score) for o in curve):
+        raise ValueError(f"trial {number} has a score that is no number")
+    return Trial(
+        number,
+        _config(json.loads(config)),
+        seed,
+        target,
+        TrialState[state],
+        curve,
+        *numbers_and_text,  # type: ignore[call-arg]
+        Checkpoint(checkpoint, sha256) if checkpoint else None,
+    )
+
+
+def _config(data: Any) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        raise TypeError(f"a configuration is a JSON object, got {data!r}")
+    return data

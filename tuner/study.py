@@ -1,0 +1,331 @@
+"""A study: ask for configurations and tell what they gave, or let `tune` do both."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from tuner.budget import Budget, Kind, to_minutes, to_ns
+from tuner.fidelity import UNLIMITED, FullFidelity
+from tuner.naming import pick
+from tuner.runner import FunctionRunner, TrainFunction
+from tuner.scheduler import Recorder, Scheduler, mark_interrupted
+from tuner.searchers import make_searcher
+from tuner.searchers.base import Searcher
+from tuner.seeding import derive_seed
+from tuner.space import Config, Domain, SearchSpace
+from tuner.store import RunRow, Store
+from tuner.trial import History, HistoryView, Observation, Trial, TrialState
+
+_SIGNS = {"max": 1.0, "min": -1.0}
+
+
+class Study:
+    """A search under the caller's own control: `ask`, run it wherever, `tell`.
+
+    >>> from tuner import Float, SearchSpace, Study
+    >>> study = Study(SearchSpace(x=Float(0, 1)), searcher="random")
+    >>> trial = study.ask()
+    >>> study.tell(trial.number, score=trial.config["x"])
+    >>> study.best.number
+    0
+
+    Args:
+        space: a SearchSpace, or a mapping from names to domains.
+        searcher: a name from `tuner.searchers.SEARCHERS`.
+        seed: of the searcher.
+        path: an SQLite file that keeps the study; an existing one goes on, and must hold the
+            same space, searcher, seed and mode.
+        mode: "max" where a higher score is better, "min" for a loss.
+
+    Raises:
+        ValueError: unknown searcher or mode; a file that is damaged, in use, of a newer version,
+            or of another study.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | Mapping[str, Domain],
+        searcher: str = "bayes",
+        seed: int = 0,
+        path: str | Path | None = None,
+        *,
+        mode: str = "max",
+        max_epochs: int | None = None,
+        budget_minutes: float | None = None,
+    ) -> None:
+        self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
+        self._sign = pick(mode, _SIGNS, "mode")
+        self._seed = seed
+        self.searcher: Searcher = make_searcher(searcher, self.space, seed)
+        budget_ns = None if budget_minutes is None else to_ns(budget_minutes)
+        Budget(budget_ns)  # a budget that makes no sense is refused before a file is made
+        self._store: Store | None = None
+        if path is None:
+            self._history = History(max_epochs, budget_ns)
+            self._recorder = Recorder(Budget(budget_ns))
+        else:
+            row = RunRow(0, searcher, seed, self.space, max_epochs, budget_ns, 0, None)
+            self._open(Path(path), row, mode)
+
+    def _open(self, path: Path, wanted: RunRow, mode: str) -> None:
+        store = Store(path, create=not path.exists())
+        try:
+            rows = store.runs()
+            if not rows:
+                rows = [
+                    store.add_run(
+                        wanted.searcher,
+                        wanted.seed,
+                        wanted.space,
+                        wanted.max_epochs,
+                        wanted.budget_ns,
+                    )
+                ]
+                store.set_meta("mode", mode)
+            row = rows[0]
+            kept = (row.space, row.searcher, row.seed, store.meta("mode"), len(rows))
+            asked = (wanted.space, wanted.searcher, wanted.seed, mode, 1)
+            if kept != asked:
+                raise ValueError(
+                    f"{path} holds another study: (space, searcher, seed, mode, runs) is {kept}, "
+                    f"and {asked} was asked for"
+                )
+            if wanted.budget_ns is not None and wanted.budget_ns != row.budget_ns:
+                store.set_budget(row.id, wanted.budget_ns)
+                row = replace(row, budget_ns=wanted.budget_ns)
+            self._history = store.history(row)
+            self._recorder = Recorder(store.budget(row), store, row.id, row.clock)
+            store.commit()
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
+
+    # -- ask and tell ------------------------------------------------------------------------------
+
+    def ask(self) -> Trial:
+        """A new trial to run; several may be out at once, and searchers see them as pending.
+
+        Raises SpaceExhausted where a finite space has nothing left.
+        """
+        number = len(self._history)
+        config = self.searcher.propose(self._history.view())
+        trial = Trial(
+            number,
+            config,
+            derive_seed(self._seed, number),
+            self._history.max_epochs or UNLIMITED,
+            note=self.searcher.fallback,
+        )
+        self._history.start(trial)
+        self._recorder.commit()
+        return trial
+
+    def tell(
+        self,
+        number: int,
+        score: float | None = None,
+        minutes: float = 0.0,
+        *,
+        state: str = "completed",
+        reason: str = "",
+    ) -> None:
+        """Report a trial's result.
+
+        Args:
+            number: of the trial that `ask` gave.
+            score: a finite number; needed where the state is "completed" or "stopped".
+            minutes: device minutes that the trial took.
+            state: "completed", "stopped", "infeasible" (the configuration's own fault) or
+                "failed" (not its fault).
+            reason: why, in words.
+
+        Raises:
+            ValueError: no such trial, one that has ended, a score that is missing or no finite
+                number, negative minutes, or an unknown state.
+        """
+        states = {s.name.lower(): s for s in TrialState if s.is_final}
+        final = pick(state.lower(), states, "state to tell")
+        needs_score = final in (TrialState.COMPLETED, TrialState.STOPPED)
+        if needs_score and (score is None or not math.isfinite(score)):
+            raise ValueError(
+                f"trial {number}: a {state} trial needs a finite score, got {score}; a training "
+                'that diverged is told as state="infeasible"'
+            )
+        if not (math.isfinite(minutes) and minutes >= 0):
+            raise ValueError(f"trial {number}: minutes are a number from 0 up, got {minutes}")
+        if number not in {t.number for t in self._history.running}:
+            raise ValueError(
+                f"trial {number} is not waiting for a result: asked and not yet told "
+                f"are {[t.number for t in self._history.running]}"
+            )
+        cost_ns = to_ns(minutes)
+        self._recorder.charge({Kind.TRAIN: cost_ns}, number)
+        if score is not None and math.isfinite(score):
+            trial = self._history[number]
+            at_ns = self._recorder.budget.spent_ns
+            observed = Observation(trial.epoch + 1, self._sign * score, cost_ns, at_ns)
+            self._history.observe(number, observation=observed)
+        self._history.close(number, final, reason)
+        self._recorder.commit()
+
+    def add(self, config: Config, score: float, minutes: float = 0.0) -> Trial:
+        """Add a result from before, as a completed trial.
+
+        Raises ValueError where the configuration is not in the space or the score not finite.
+        """
+        self.space.check(config)
+        if not math.isfinite(score):
+            raise ValueError(f"a score is a finite number, got {score}")
+        number = len(self._history)
+        target = self._history.max_epochs or UNLIMITED
+        self._history.start(
+            Trial(number, dict(config), derive_seed(self._seed, number), target, note="added")
+        )
+        self.tell(number, score, minutes)
+        return self._outward(self._history[number])
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> HistoryView:
+        """What the searcher sees: scores as it maximises them."""
+        return self._history.view()
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials, with scores as they were told."""
+        return tuple(self._outward(t) for t in self._history)
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best score; None before the first."""
+        best = self._history.best
+        return None if best is None else self._outward(best)
+
+    @property
+    def minutes_spent(self) -> float:
+        """Device minutes of all trials, and of whatever else the budget paid for."""
+        return to_minutes(self._recorder.budget.spent_ns)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a row per trial: number, state, epochs, score, minutes, knobs, reason."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["trial", "state", "epochs", "score", "minutes", *self.space, "reason"])
+            for t in self.trials:
+                minutes = to_minutes(t.device_ns)
+                knobs = [t.config[name] for name in self.space]
+                writer.writerow(
+                    [t.number, t.state.name, t.epoch, t.score, minutes, *knobs, t.reason or t.note]
+                )
+
+    def close(self) -> None:
+        """Let go of the file, where there is one. Reading goes on; `ask` and `tell` do not."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _outward(self, trial: Trial) -> Trial:
+        if self._sign == 1.0:
+            return trial
+        curve = tuple(replace(o, score=-o.score) for o in trial.curve)
+        return replace(trial, curve=curve)
+
+    def _run(self, train: TrainFunction, on_change: Callable[[], None]) -> None:
+        runner = FunctionRunner(train, self._sign)
+        mark_interrupted(self._history, self._recorder, runner_keeps=False)
+        scheduler = Scheduler(
+            self.searcher,
+            FullFidelity(),
+            runner,
+            self._history,
+            self._recorder,
+            seed=self._seed,
+            on_change=on_change,
+        )
+        try:
+            scheduler.run()
+        finally:
+            runner.close()
+
+
+def tune(
+    train: TrainFunction,
+    space: SearchSpace | Mapping[str, Domain],
+    *,
+    budget_minutes: float,
+    searcher: str = "bayes",
+    max_epochs: int | None = None,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    mode: str = "max",
+    on_change: Callable[[], None] = lambda: None,
+) -> Study:
+    """Spend a budget of minutes on finding the configuration that `train` scores best.
+
+    >>> def train(config):
+    ...     for epoch in range(3):
+    ...         yield 1 - (config["x"] - 0.3) ** 2
+    >>> study = tune(train, {"x": Float(0, 1)}, budget_minutes=0.001, searcher="random")
+
+    Args:
+        train: called with a configuration (a dict); a generator that yields a score after each
+            epoch, or a function that returns one. MemoryError, arithmetic errors and scores that
+            are not finite mark the configuration as infeasible; five other exceptions in a row
+            end the search.
+        space: a SearchSpace, or a mapping from names to domains.
+        budget_minutes: wall minutes inside `train` and the searcher; an epoch that has begun is
+            finished, so at most one epoch runs over.
+        searcher: a name from `tuner.searchers.SEARCHERS`.
+        max_epochs: stop a training after so many scores; None leaves it to the generator.
+        seed: of the searcher and the trials.
+        directory: where `study.sqlite` and `trials.csv` are kept; a study there goes on.
+        mode: "max", or "min" for losses.
+        on_change: called after each epoch and each new trial.
+
+    Returns:
+        The study, closed if it was on disk, with `best`, `trials` and `to_csv`.
+
+    Raises:
+        ValueError: arguments that make no sense.
+        TrainingBrokenError: five trials in a row raised.
+    """
+    if max_epochs is not None and max_epochs < 1:
+        raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
+    path: Path | None = None
+    if directory is not None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        path = Path(directory) / "study.sqlite"
+    study = Study(
+        space,
+        searcher,
+        seed,
+        path,
+        mode=mode,
+        max_epochs=max_epochs,
+        budget_minutes=budget_minutes,
+    )
+    try:
+        study._run(train, on_change)
+    finally:
+        if path is not None:
+            study.to_csv(path.with_name("trials.csv"))
+        study.close()
+    return study

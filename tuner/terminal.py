@@ -1,0 +1,145 @@
+"""What a race shows in a terminal: a live table while it runs, plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from tuner.budget import to_minutes
+from tuner.race import Race, Run
+from tuner.space import Config
+
+_FRAMES_S = 0.2
+_LINES_S = 10.0
+
+
+class LiveView:
+    """Shows a race while it runs. Call it as often as you like: it draws when it is time to.
+
+    Args:
+        console: a terminal gets a live table, anything else a line every ten seconds.
+        unit: what the minutes are called.
+        quiet: show nothing.
+    """
+
+    def __init__(self, console: Console, unit: str, *, quiet: bool) -> None:
+        self._console, self._unit, self._quiet = console, unit, quiet
+        self._race: Race | None = None
+        self._drawn = 0.0
+        self._live: Live | None = None
+
+    def watch(self, race: Race) -> LiveView:
+        """Show this race from now on."""
+        self._race = race
+        return self
+
+    def __enter__(self) -> LiveView:
+        if not self._quiet and self._console.is_terminal and self._race is not None:
+            self._live = Live(self._table(self._race), console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None and self._race is not None:
+            self._live.update(self._table(self._race), refresh=True)
+            self._live.stop()
+
+    def __call__(self) -> None:
+        """Something changed, or some time went by."""
+        now = time.monotonic()
+        due = _FRAMES_S if self._live is not None else _LINES_S
+        if self._quiet or self._race is None or now - self._drawn < due:
+            return
+        self._drawn = now
+        if self._live is not None:
+            self._live.update(self._table(self._race), refresh=True)
+        elif self._race.current is not None:
+            self._console.print(_line(self._race.current), soft_wrap=True)
+
+    def _table(self, race: Race) -> Table:
+        table = Table(box=None, pad_edge=False, caption=self._unit, caption_justify="left")
+        for title in ("searcher", "budget", "", "trials", "best so far", "now"):
+            table.add_column(title, no_wrap=True)
+        shown = race.runs[:12] if race.current is None else _around(race.runs, race.current)
+        for run in shown:
+            scheduler = run.scheduler
+            total = run.row.budget_ns or 1
+            spent = min(
+                scheduler.held_ns if run is race.current else scheduler.budget.spent_ns, total
+            )
+            best = scheduler.history.best
+            state = "done" if scheduler.finished else "waiting"
+            table.add_row(
+                escape(_label(run)),
+                ProgressBar(total=total, completed=spent, width=24),
+                f"{to_minutes(total - spent):.2f} left",
+                str(len(scheduler.history)),
+                "" if best is None or best.score is None else f"{best.score:.4f}",
+                escape(_training(run)) if run is race.current else state,
+            )
+        return table
+
+
+def _around(runs: Sequence[Run], current: Run) -> Sequence[Run]:
+    """At most twelve runs, the current one among them."""
+    first = max(0, min(runs.index(current) - 5, len(runs) - 12))
+    return runs[first : first + 12]
+
+
+def _label(run: Run) -> str:
+    return f"{run.row.searcher} {run.row.seed}"
+
+
+def _training(run: Run) -> str:
+    return "; ".join(
+        f"#{t.number} epoch {t.epoch + 1}: {describe(t.config)}" for t in run.scheduler.in_flight
+    )
+
+
+def _line(run: Run) -> str:
+    best = run.scheduler.history.best
+    score = "no score yet" if best is None or best.score is None else f"best {best.score:.4f}"
+    spent, total = run.scheduler.budget.spent_ns, run.row.budget_ns or 0
+    return (
+        f"{escape(_label(run))}: {to_minutes(spent):.2f} of {to_minutes(total):.2f} minutes, "
+        f"{len(run.scheduler.history)} trials, {score}"
+    )
+
+
+def describe(config: Config) -> str:
+    """A configuration in one short line."""
+    return ", ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in config.items()
+    )
+
+
+def closing_table(summary: dict[str, Any]) -> Table:
+    """The table at the end of a race, a row a run, from the content of summary.json."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("searcher", "seed", "trials", "validation", "test", "minutes", "best setting"):
+        table.add_column(title, overflow="fold" if title == "best setting" else "ellipsis")
+    for run in summary["runs"]:
+        table.add_row(
+            escape(run["searcher"]),
+            str(run["seed"]),
+            str(run["trials"]),
+            "–" if run["best_score"] is None else f"{run['best_score']:.4f}",
+            "–" if run["test_score"] is None else f"{run['test_score']:.4f}",
+            f"{run['minutes_spent']:.3f}",
+            "–" if run["best_config"] is None else escape(describe(run["best_config"])),
+        )
+    return table

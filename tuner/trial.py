@@ -1,0 +1,245 @@
+"""The records of a search: observations, trials, and the append-only history of them."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from tuner.space import Config
+
+
+class TrialState(enum.Enum):
+    """What became of a trial. Infeasible is not bad, and interrupted is not failed."""
+
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"  # broken off on purpose; goes on from its checkpoint
+    COMPLETED = "COMPLETED"
+    STOPPED = "STOPPED"  # ended early by the fidelity policy
+    INFEASIBLE = "INFEASIBLE"  # the configuration's own fault: diverged, out of memory
+    INTERRUPTED = "INTERRUPTED"  # the machine's fault; goes on from its last epoch
+    FAILED = "FAILED"  # interrupted once too often
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a trial in this state will never train again."""
+        return self in _FINAL
+
+
+_FINAL = frozenset(
+    {TrialState.COMPLETED, TrialState.STOPPED, TrialState.INFEASIBLE, TrialState.FAILED}
+)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One epoch of a trial.
+
+    Attributes:
+        epoch: 1-based.
+        score: higher is better; a minimised objective is negated before it comes here.
+        device_ns: device time since the trial's previous observation, in nanoseconds.
+        at_ns: device time that the whole run had used when this was observed.
+        metrics: whatever else was measured, such as the training loss.
+    """
+
+    epoch: int
+    score: float
+    device_ns: int
+    at_ns: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that a trial can go on from, named by the row written after it."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration and what its training has shown so far; changed only by replacement.
+
+    Attributes:
+        target: the epoch that the trial is to reach before anyone decides again.
+        started_ns: device time that the run had used when the trial began.
+        granted: the epoch that the budget was last found to pay for.
+        reserved_ns: what is still held back for it.
+        clock: the runner's reading when the epoch in flight began, None where none is; a replay
+            goes on from it.
+        partial_ns: device time paid since the last observation, kept in a mid-epoch checkpoint.
+        faults: how many workers died under it.
+        reason: why it is in its state, where that is not plain.
+        note: why its configuration did not come from the searcher's model, where it did not.
+    """
+
+    number: int
+    config: Config
+    seed: int
+    target: int
+    state: TrialState = TrialState.RUNNING
+    curve: tuple[Observation, ...] = ()
+    started_ns: int = 0
+    granted: int = 0
+    reserved_ns: int = 0
+    clock: int | None = None
+    partial_ns: int = 0
+    faults: int = 0
+    reason: str = ""
+    note: str = ""
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last finished epoch; 0 before the first."""
+        return self.curve[-1].epoch if self.curve else 0
+
+    @property
+    def score(self) -> float | None:
+        """The score of the latest epoch; None where there is none that counts."""
+        if self.state in (TrialState.INFEASIBLE, TrialState.FAILED) or not self.curve:
+            return None
+        return self.curve[-1].score
+
+    @property
+    def device_ns(self) -> int:
+        """Device time of all finished epochs, in nanoseconds."""
+        return sum(o.device_ns for o in self.curve)
+
+
+class HistoryView:
+    """What searchers and policies may read of a history: everything, and change nothing.
+
+    Attributes:
+        max_epochs: the full length of a training; None where the training itself says when.
+        budget_ns: the device time that the search may use in all; None where it is not limited.
+    """
+
+    def __init__(self, max_epochs: int | None = None, budget_ns: int | None = None) -> None:
+        self.max_epochs = max_epochs
+        self.budget_ns = budget_ns
+        self._trials: list[Trial] = []
+        self._open: dict[int, None] = {}  # unfinished trials, an ordered set
+        self._best: Trial | None = None
+        self._epochs = 0
+        self._epochs_ns = 0
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def __getitem__(self, number: int) -> Trial:
+        return self._trials[number]
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self._trials)
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials by number."""
+        return tuple(self._trials)
+
+    @property
+    def running(self) -> tuple[Trial, ...]:
+        """Trials whose result is still to come, by number: running, paused, interrupted."""
+        return tuple(self._trials[n] for n in sorted(self._open))
+
+    @property
+    def finished(self) -> tuple[Trial, ...]:
+        """Trials that will never train again, by number."""
+        return tuple(t for t in self._trials if t.state.is_final)
+
+    @property
+    def best(self) -> Trial | None:
+        """The incumbent: the highest latest score, finished or not; the earlier one on a tie."""
+        return self._best
+
+    @property
+    def mean_epoch_ns(self) -> int | None:
+        """Mean device time of an epoch over all observations; None before the first."""
+        return self._epochs_ns // self._epochs if self._epochs else None
+
+    def scores_at(self, epoch: int) -> dict[int, float]:
+        """Scores at exactly this epoch, by trial number, of all trials that reached it."""
+        return {
+            t.number: o.score
+            for t in self._trials
+            for o in t.curve[epoch - 1 :]
+            if o.epoch == epoch
+        }
+
+    def view(self) -> HistoryView:
+        """A view that follows this history and has no way to change it."""
+        other = HistoryView.__new__(HistoryView)
+        other.__dict__ = self.__dict__  # one shared state, two sets of methods
+        return other
+
+
+class History(HistoryView):
+    """The append-only record of one search. A subclass may also write it down."""
+
+    def start(self, trial: Trial) -> Trial:
+        """Append a new trial, whose number must be the next one."""
+        if trial.number != len(self._trials):
+            raise ValueError(f"expected trial {len(self._trials)} to start, got {trial.number}")
+        self._trials.append(trial)
+        self._place(trial)
+        return trial
+
+    def observe(self, number: int, observation: Observation, **changes: object) -> Trial:
+        """Append the next epoch to an open trial; `changes` go into other fields of the trial."""
+        trial = self._open_trial(number)
+        if observation.epoch != trial.epoch + 1:
+            raise ValueError(
+                f"trial {number} is at epoch {trial.epoch}: epoch {observation.epoch} is not next"
+            )
+        if not math.isfinite(observation.score):
+            raise ValueError(f"trial {number}: a score is a finite number, got {observation.score}")
+        self._count(observation)
+        curve = (*trial.curve, observation)
+        return self._place(replace(trial, curve=curve, **changes))  # type: ignore[arg-type]
+
+    def update(self, number: int, **changes: object) -> Trial:
+        """Change the state or the book-keeping of an open trial, never its curve or config."""
+        return self._place(replace(self._open_trial(number), **changes))  # type: ignore[arg-type]
+
+    def close(self, number: int, state: TrialState, reason: str = "") -> Trial:
+        """Put an open trial into a final state."""
+        if not state.is_final:
+            raise ValueError(f"a trial is closed as COMPLETED, STOPPED, …, not as {state.name}")
+        return self.update(number, state=state, reason=reason)
+
+    def _count(self, observation: Observation) -> None:
+        self._epochs += 1
+        self._epochs_ns += observation.device_ns
+
+    def _open_trial(self, number: int) -> Trial:
+        if not 0 <= number < len(self._trials):
+            raise ValueError(f"there is no trial {number}; the last is {len(self._trials) - 1}")
+        if number not in self._open:
+            raise ValueError(f"trial {number} has ended: {self._trials[number].state.name}")
+        return self._trials[number]
+
+    def _place(self, trial: Trial) -> Trial:
+        self._trials[trial.number] = trial
+        if trial.state.is_final:
+            self._open.pop(trial.number, None)
+        else:
+            self._open[trial.number] = None
+        best = self._best
+        if best is not None and best.number == trial.number:
+            # The incumbent itself changed: where it fell, another may be the best now.
+            fell = trial.score is None or best.score is None or trial.score < best.score
+            self._best = max(self._trials, key=_rank) if fell else trial
+        elif trial.score is not None and (best is None or _rank(trial) > _rank(best)):
+            self._best = trial
+        if self._best is not None and self._best.score is None:
+            self._best = None
+        return trial
+
+
+def _rank(trial: Trial) -> tuple[float, int]:
+    score = trial.score
+    return (-float("inf") if score is None else score, -trial.number)
