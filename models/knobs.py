@@ -21,7 +21,7 @@ class Recipe:
     width: int = 16
     batch_size: int = 64
     momentum: float = 0.9
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
 
     @classmethod
     def of(cls, config: Config) -> Recipe:

@@ -77,6 +77,10 @@ class Budget:
         self._reserved[number] = ns
         return True
 
+    def restore(self, number: int, ns: int) -> None:
+        """Hold back what an earlier `reserve` granted, though the pool may have shrunk since."""
+        self._reserved[number] = ns
+
     def charge(self, costs: Costs, number: int | None = None) -> None:
         """Spend; what trial `number` had reserved shrinks by as much."""
         for kind, ns in costs.items():

@@ -147,8 +147,9 @@ class Scheduler:
 
     def _launch_one(self) -> bool:
         """Put one trial into a free slot; False where there is nothing to do or to pay it with."""
-        # What was broken off, by a signal, a fault or the end of a turn, goes on first.
-        for trial in self.history.running:
+        # What was broken off, by a signal, a fault or the end of a turn, goes on first; and before
+        # all else what a replay had in flight, which holds reservations already.
+        for trial in sorted(self.history.running, key=lambda t: t.clock is None):
             if trial.number not in self._in_flight and trial.epoch < trial.target:
                 return self._launch(trial)
         match self._policy.next_action(self._view):
@@ -184,9 +185,9 @@ class Scheduler:
 
     def _launch(self, trial: Trial) -> bool:
         """Train a trial as far as the budget pays for; False where that is not one epoch."""
-        was_in_flight = trial.clock is not None and trial.granted > trial.epoch
-        if was_in_flight and self.budget.reserve(trial.number, trial.reserved_ns):
-            granted = trial.granted  # a replay goes on under the reservation that it had
+        if trial.clock is not None:  # a replay goes on under the reservation that it had
+            self.budget.restore(trial.number, trial.reserved_ns)
+            granted = trial.granted
         else:
             epochs = min(self._affordable_epochs(trial), trial.target - trial.epoch)
             reserve_ns = epochs * self._epoch_ns(trial)
@@ -330,7 +331,12 @@ def mark_interrupted(history: History, recorder: Recorder, runner_keeps: bool) -
     """
     for trial in history.running:
         if trial.state is TrialState.RUNNING:
-            history.update(trial.number, state=TrialState.INTERRUPTED, reason="the driver ended")
+            history.update(
+                trial.number,
+                state=TrialState.INTERRUPTED,
+                reason="the driver ended",
+                clock=trial.clock if runner_keeps else None,
+            )
     if not runner_keeps and recorder.store is not None:
         lost = recorder.store.held(recorder.run) - recorder.budget.spent_ns
         if lost > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 
 def derive_seed(study_seed: int, *path: int | str) -> int:
@@ -12,5 +13,5 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
     from its purpose needs no state to be saved: what an interrupted trial draws next does not
     depend on how often it was interrupted.
     """
-    text = "/".join([str(study_seed), *(f"{type(p).__name__}:{p}" for p in path)])
+    text = json.dumps([study_seed, *path])  # unambiguous, unlike joined text
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -229,6 +229,9 @@ class SearchSpace(Mapping[str, Domain]):
         # Order counts: it is the order of the columns of to_unit.
         return isinstance(other, SearchSpace) and list(self.items()) == list(other.items())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SearchSpace, (dict(self._domains),)
+
     def __hash__(self) -> int:
         return hash(tuple(self._domains.items()))
 

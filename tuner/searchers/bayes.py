@@ -12,15 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from botorch.acquisition import AcquisitionFunction, LogExpectedImprovement
-from botorch.acquisition.logei import qLogExpectedImprovement
-from botorch.exceptions import ModelFittingError
-from botorch.fit import fit_gpytorch_mll
-from botorch.generation.gen import gen_candidates_scipy
-from botorch.models import MixedSingleTaskGP, SingleTaskGP
-from botorch.sampling import SobolQMCNormalSampler
-from gpytorch.mlls import ExactMarginalLogLikelihood
-from linear_operator.utils.errors import NanError, NotPSDError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +20,18 @@ from tuner.searchers.random import draw_new
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, Float, SearchSpace
 from tuner.trial import HistoryView, Trial, TrialState
+
+with warnings.catch_warnings():  # linear_operator compiles a few functions the deprecated way
+    warnings.simplefilter("ignore", FutureWarning)
+    from botorch.acquisition import AcquisitionFunction, LogExpectedImprovement
+    from botorch.acquisition.logei import qLogExpectedImprovement
+    from botorch.exceptions import ModelFittingError
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.generation.gen import gen_candidates_scipy
+    from botorch.models import MixedSingleTaskGP, SingleTaskGP
+    from botorch.sampling import SobolQMCNormalSampler
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+    from linear_operator.utils.errors import NanError, NotPSDError
 
 CLAMP = 0.15
 """How far under the median, in units of best - median, the surrogate is shown scores to be.
@@ -201,8 +204,8 @@ def _is_datum(trial: Trial) -> bool:
 def shown_scores(scores: list[float | None]) -> NDArray[np.float64]:
     """What the surrogate is shown, n values: scores clamped from below at a floor.
 
-    None, an infeasible trial, is shown at the floor: median - CLAMP (best - median) of the known scores.
-    See CLAMP for why.
+    The floor, at which infeasible trials (None) are shown too, is
+    median - CLAMP (best - median) of the known scores; see CLAMP for why.
     """
     known = np.array([s for s in scores if s is not None])
     best, median = known.max(), float(np.median(known))

@@ -1,0 +1,47 @@
+"""What several test files share: a landscape of random costs, and a search on it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from landscapes.replay_runner import ReplayRunner
+from tuner.budget import Budget
+from tuner.fidelity import FullFidelity
+from tuner.scheduler import Recorder, Scheduler
+from tuner.searchers import make_searcher
+from tuner.seeding import derive_seed
+from tuner.space import Float, SearchSpace
+from tuner.trial import History
+
+SPACE = SearchSpace(x=Float(0.0, 1.0), y=Float(0.0, 1.0))
+
+
+class RandomCosts:
+    """Scores and whole-nanosecond costs that are a function of the configuration."""
+
+    name = "random-costs"
+    space = SPACE
+
+    def __init__(self, epochs=4, highest_ns=50, equal=False):
+        self.epochs, self._highest, self._equal = epochs, highest_ns, equal
+
+    def curve(self, config, replicate):
+        generator = np.random.default_rng(derive_seed(replicate, *map(repr, config.values())))
+        costs = generator.integers(1, self._highest + 1, self.epochs)
+        if self._equal:
+            costs[:] = self._highest
+        return generator.random(self.epochs), costs / 1e9
+
+
+def search(landscape, *, budget_ns, slots=1, seed=0, name="random", on_change=lambda: None):
+    """A scheduler in memory, ready to run on a landscape."""
+    history = History(landscape.epochs, budget_ns)
+    return Scheduler(
+        make_searcher(name, landscape.space, seed),
+        FullFidelity(),
+        ReplayRunner(landscape, seed, slots),
+        history,
+        Recorder(Budget(budget_ns)),
+        seed=seed,
+        on_change=on_change,
+    )

@@ -1,0 +1,304 @@
+"""The loop, on a virtual clock: budgets under random epochs, slots and kills, and twins."""
+
+import sqlite3
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landscapes.replay_runner import ReplayRunner
+from tests.helpers import SPACE, RandomCosts, search
+from tuner.budget import Budget, Kind
+from tuner.fidelity import FullFidelity
+from tuner.race import enter
+from tuner.runner import Event, EventKind
+from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler, TrainingBrokenError, mark_interrupted
+from tuner.searchers import make_searcher
+from tuner.space import Choice, SearchSpace
+from tuner.store import Store
+from tuner.trial import History, TrialState
+
+sizes = st.tuples(
+    st.integers(1, 6),  # epochs
+    st.integers(1, 60),  # highest cost of an epoch
+    st.integers(1, 5),  # slots
+    st.integers(1, 3_000),  # budget
+    st.integers(0, 10**6),  # seed
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes)
+def test_the_budget_is_never_overspent_and_never_left_over(size):
+    epochs, highest, slots, budget_ns, seed = size
+    scheduler = search(RandomCosts(epochs, highest), budget_ns=budget_ns, slots=slots, seed=seed)
+    scheduler.run()
+    assert scheduler.finished
+    ledger = scheduler.budget.ledger
+    assert sum(ledger.values()) == scheduler.budget.spent_ns <= budget_ns
+    costs = [o.device_ns for t in scheduler.history for o in t.curve]
+    assert ledger[Kind.TRAIN] == sum(costs)
+    # What is left does not buy the dearest epoch seen (or expected, where none was seen).
+    assert scheduler.budget.remaining_ns < max([*costs, highest])
+    assert scheduler.budget.available_ns == scheduler.budget.remaining_ns
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(1, 400))
+def test_turns_change_nothing_until_the_budget_runs_short(size, turn_ns):
+    epochs, highest, _, budget_ns, seed = size
+    whole = search(RandomCosts(epochs, highest), budget_ns=budget_ns, seed=seed)
+    whole.run()
+    turns = search(RandomCosts(epochs, highest), budget_ns=budget_ns, seed=seed)
+    for _ in range(budget_ns + 1):
+        turns.run(turn_ns)
+        if turns.finished:
+            break
+    assert turns.finished
+    # Every turn looks anew at what can be afforded, so the last trials may end differently.
+    both = [[(t.config, t.curve, t.state) for t in s.history][:-3] for s in (whole, turns)]
+    shared = min(map(len, both))
+    assert both[0][:shared] == both[1][:shared]
+    assert abs(len(both[0]) - len(both[1])) <= 1
+    assert sum(turns.budget.ledger.values()) <= budget_ns
+
+
+class Killed(Exception):
+    pass
+
+
+def open_run(path, landscape, slots, seed, budget_ns, name, on_change, *, create):
+    store = Store(path, create=create)
+    if create:
+        store.add_run(name, seed, landscape.space, landscape.epochs, budget_ns)
+        store.commit()
+    row = store.runs()[0]
+    run = enter(
+        store,
+        row,
+        make_searcher(name, landscape.space, seed),
+        ReplayRunner(landscape, seed, slots),
+        is_replay=True,
+        on_change=on_change,
+    )
+    return store, run.scheduler
+
+
+def die(store):
+    """What kill -9 leaves: nothing that was not committed."""
+    store._db.close()
+    store._lock.release()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes, st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from(["random", "grid"])
+)
+def test_a_replay_killed_anywhere_ends_as_its_uninterrupted_twin(
+    tmp_path_factory, size, kills, name
+):
+    epochs, highest, slots, budget_ns, seed = size
+    landscape = RandomCosts(epochs, highest)
+    twin = search(landscape, budget_ns=budget_ns, slots=slots, seed=seed, name=name)
+    twin.run()
+    path = tmp_path_factory.mktemp("killed") / "study.sqlite"
+    for attempt, after in enumerate([*kills, None]):
+        left = [after]
+
+        def on_change(left=left):
+            if left[0] is not None:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise Killed
+
+        store, scheduler = open_run(
+            path, landscape, slots, seed, budget_ns, name, on_change, create=attempt == 0
+        )
+        try:
+            scheduler.run()
+        except Killed:
+            die(store)
+            continue
+        assert scheduler.history.trials == twin.history.trials
+        assert scheduler.budget.ledger == twin.budget.ledger
+        store.close()
+        break
+    reread = Store(path, create=False)
+    row = reread.runs()[0]
+    assert reread.history(row).trials == twin.history.trials
+    assert reread.budget(row).ledger == twin.budget.ledger
+    reread.close()
+
+
+def test_bayes_killed_after_every_few_events_ends_as_its_twin(tmp_path):
+    test_one = test_a_replay_killed_anywhere_ends_as_its_uninterrupted_twin.hypothesis.inner_test
+
+    class Factory:
+        def mktemp(self, _):
+            return tmp_path
+
+    test_one(Factory(), (3, 40, 2, 700, 5), [3, 9, 9, 14], "bayes")
+
+
+class Scripted:
+    """A runner that reports what a test says, one batch of events a wait."""
+
+    slots, clock, first_guess_ns = 1, 0, 10
+
+    def __init__(self, *answers):
+        self._answers, self._number, self.launched, self.discarded = list(answers), None, [], []
+        self.held_ns = 0
+
+    @property
+    def free_slots(self):
+        return 1 if self._number is None else 0
+
+    def hold(self, allowance_ns, clock):
+        self.held_ns = 0
+
+    def release(self):
+        pass
+
+    def launch(self, trial, until_epoch):
+        self._number = trial.number
+        self.launched.append((trial.number, trial.epoch, until_epoch))
+
+    def stop(self, number):
+        pass
+
+    def interrupt(self):
+        pass
+
+    def wait(self):
+        answer = (
+            self._answers.pop(0) if self._answers else {"kind": EventKind.EXHAUSTED, "ends": True}
+        )
+        event = Event(number=self._number, held_ns=self.held_ns, **{"costs": {}, **answer})
+        if event.ends:
+            self._number = None
+        return [event]
+
+    def discard(self, trial):
+        self.discarded.append(trial.number)
+
+    def close(self):
+        pass
+
+
+def scripted(*answers, max_epochs=2, budget_ns=10**6, space=SPACE):
+    runner = Scripted(*answers)
+    history = History(max_epochs, budget_ns)
+    scheduler = Scheduler(
+        make_searcher("random", space, 0),
+        FullFidelity(),
+        runner,
+        history,
+        Recorder(Budget(budget_ns)),
+        seed=0,
+    )
+    return scheduler, runner
+
+
+ONE = SearchSpace(a=Choice(("only",)))
+
+
+def epoch(score, **more):
+    return {"kind": EventKind.EPOCH, "costs": {Kind.TRAIN: 10}, "score": score, **more}
+
+
+def test_an_interrupted_trial_goes_on_from_its_last_epoch_at_most_three_times():
+    fault = {
+        "kind": EventKind.INTERRUPTED,
+        "costs": {Kind.LOST: 4},
+        "ends": True,
+        "reason": "killed by SIGSEGV",
+    }
+    scheduler, runner = scripted(epoch(0.5), *[fault] * (MAX_FAULTS + 1), space=ONE)
+    scheduler.run()
+    (trial,) = scheduler.history
+    assert trial.state is TrialState.FAILED
+    assert trial.reason == "4 workers ended: killed by SIGSEGV"
+    assert runner.launched == [(0, 0, 2), (0, 1, 2), (0, 1, 2), (0, 1, 2)]
+    assert scheduler.budget.ledger[Kind.LOST] == 16
+
+
+def test_an_infeasible_trial_is_never_tried_again_and_counts_for_nothing():
+    broken = {"kind": EventKind.INFEASIBLE, "ends": True, "reason": "the loss is not finite"}
+    scheduler, runner = scripted(epoch(0.9), broken, space=ONE)
+    scheduler.run()
+    (trial,) = scheduler.history
+    assert (trial.state, trial.score) == (TrialState.INFEASIBLE, None)
+    assert scheduler.history.best is None
+    assert runner.launched == [(0, 0, 2)]
+    assert runner.discarded == [0]
+
+
+def test_the_time_paid_before_a_pause_is_part_of_the_epoch_it_was_paid_for():
+    pause = {
+        "kind": EventKind.PAUSED,
+        "costs": {Kind.TRAIN: 7, Kind.CHECKPOINT: 1},
+        "ends": True,
+        "reason": "interrupted",
+    }
+    scheduler, _ = scripted(pause, epoch(0.5), epoch(0.6, ends=True), space=ONE)
+    scheduler.run()
+    (trial,) = scheduler.history
+    assert [o.device_ns for o in trial.curve] == [18, 10]
+    assert trial.partial_ns == 0
+    assert scheduler.budget.spent_ns == 28
+
+
+def test_five_failures_in_a_row_end_the_search_with_the_reason():
+    failure = {"kind": EventKind.FAILED, "ends": True, "reason": "NameError: name 'x'"}
+    scheduler, _ = scripted(failure, failure, epoch(0.1, ends=True), *[failure] * 5, max_epochs=1)
+    with pytest.raises(
+        TrainingBrokenError, match=r"5 trials in a row failed, .*NameError: name 'x'"
+    ):
+        scheduler.run()
+    assert len(scheduler.history) == 8
+
+
+def test_checkpoints_are_discarded_once_nothing_goes_on_from_them():
+    from tuner.trial import Checkpoint
+
+    marks = [Checkpoint(f"c{i}", "0") for i in range(6)]
+    answers = [
+        epoch(0.5, checkpoint=marks[0]),
+        epoch(0.6, checkpoint=marks[1], ends=True),  # the incumbent: kept
+        epoch(0.3, checkpoint=marks[2]),
+        epoch(0.4, checkpoint=marks[3], ends=True),  # worse, and over: gone
+        epoch(0.7, checkpoint=marks[4]),  # the new incumbent: trial 0 goes
+        epoch(0.8, checkpoint=marks[5], ends=True),
+    ]
+    scheduler, runner = scripted(*answers, space=SearchSpace(a=Choice(("p", "q", "r"))))
+    scheduler.run()
+    assert runner.discarded == [0, 1, 1, 0, 2]
+    assert scheduler.history.best.checkpoint == marks[5]
+
+
+def test_a_driver_that_died_is_charged_once_for_what_it_had_held(tmp_path):
+    store = Store(tmp_path / "study.sqlite", create=True)
+    row = store.add_run("random", 0, SPACE, 2, 10**9)
+    recorder = Recorder(store.budget(row), store, row.id)
+    recorder.charge({Kind.TRAIN: 100}, None)
+    recorder.commit()
+    recorder.held(175)
+    die(store)
+    for expected in (75, 75):  # the second time there is nothing new to charge
+        store = Store(tmp_path / "study.sqlite", create=False)
+        history = store.history(row)
+        recorder = Recorder(store.budget(row), store, row.id)
+        mark_interrupted(history, recorder, runner_keeps=False)
+        assert recorder.budget.ledger[Kind.LOST] == expected
+        store.close()
+
+
+def test_a_second_row_for_the_same_epoch_is_refused(tmp_path):
+    from tuner.trial import Observation, Trial
+
+    store = Store(tmp_path / "study.sqlite", create=True)
+    row = store.add_run("random", 0, SPACE, 2, 10**9)
+    store.put_trial(row.id, Trial(0, {"x": 0.1, "y": 0.2}, 0, 2))
+    store.put_observation(row.id, 0, Observation(1, 0.5, 10))
+    with pytest.raises(sqlite3.IntegrityError):
+        store.put_observation(row.id, 0, Observation(1, 0.5, 10))

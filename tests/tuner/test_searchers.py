@@ -1,0 +1,351 @@
+"""The contract that every searcher keeps, and what each of them promises on its own."""
+
+import copy
+import itertools
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
+from tuner.searchers.grid import lattice_size
+from tuner.space import Choice, Float, Int, SearchSpace
+from tuner.trial import History, Observation, Trial, TrialState
+
+MIXED = SearchSpace(
+    lr=Float(1e-4, 1.0, log=True),
+    p=Float(0.0, 0.5),
+    n=Int(1, 4),
+    act=Choice(("relu", "gelu", None)),
+)
+REAL = SearchSpace(x=Float(0.0, 1.0), y=Float(1.0, 10.0, log=True))
+FINITE = SearchSpace(n=Int(1, 3), act=Choice(("a", "b", "c", "d")), flag=Choice((True, False)))
+
+
+def score_of(space, config):
+    return 1.0 - float(((space.to_unit([config])[0] - 0.3) ** 2).sum())
+
+
+def grow(history, space, searcher, n, ends=(TrialState.COMPLETED,) * 10_000):
+    """Let a searcher propose n trials; each ends as `ends` says, None leaves it running."""
+    for _, end in zip(range(n), ends, strict=False):
+        number = len(history)
+        config = searcher.propose(history.view())
+        history.start(Trial(number, config, number, history.max_epochs or 1))
+        if end in (TrialState.COMPLETED, TrialState.STOPPED, TrialState.PAUSED):
+            history.observe(number, Observation(1, score_of(space, config), 1_000))
+        if end is not None and end.is_final:
+            history.close(number, end)
+        elif end is not None:
+            history.update(number, state=end)
+    return history
+
+
+@pytest.fixture(params=sorted(SEARCHERS))
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize("space", [MIXED, REAL, FINITE], ids=["mixed", "real", "finite"])
+def test_proposals_lie_in_the_space_and_leave_the_history_alone(name, space):
+    searcher = make_searcher(name, space, seed=3)
+    history = History(1, 10**6)
+    for _ in range(14):
+        before = copy.deepcopy(history.trials)
+        config = searcher.propose(history.view())
+        assert space.contains(config), config
+        assert history.trials == before
+        assert isinstance(searcher.fallback, str)
+        history.start(Trial(len(history), config, 0, 1))
+        history.observe(len(history) - 1, Observation(1, score_of(space, config), 1_000))
+        history.close(len(history) - 1, TrialState.COMPLETED)
+
+
+def test_a_proposal_is_a_function_of_seed_and_history_alone(name):
+    history = grow(History(1, 10**6), MIXED, make_searcher(name, MIXED, 5), 9)
+    first = make_searcher(name, MIXED, 5).propose(history.view())
+    used = make_searcher(name, MIXED, 5)
+    for n in range(9):  # a searcher that has been asked before, about other histories
+        used.propose(grow(History(1, 10**6), MIXED, make_searcher(name, MIXED, 5), n).view())
+    assert used.propose(history.view()) == first
+    assert used.propose(history.view()) == first  # and asking changes nothing
+    copied = pickle.loads(pickle.dumps(used))  # noqa: S301
+    assert copied.propose(history.view()) == first
+
+
+def test_another_seed_gives_other_proposals(name):
+    runs = [
+        [t.config for t in grow(History(1, 10**6), MIXED, make_searcher(name, MIXED, seed), 8)]
+        for seed in (0, 1)
+    ]
+    assert runs[0] != runs[1]
+    again = grow(History(1, 10**6), MIXED, make_searcher(name, MIXED, 0), 8)
+    assert [t.config for t in again] == runs[0]
+
+
+def test_the_global_generators_and_torch_threads_are_untouched(name):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # noqa: NPY002
+    threads = torch.get_num_threads()
+    grow(History(1, 10**6), MIXED, make_searcher(name, MIXED, 0), 10)
+    assert random.getstate() == before[0]
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [None] * 9,
+        [TrialState.INFEASIBLE] * 9,
+        [TrialState.FAILED] * 9,
+        [TrialState.COMPLETED, TrialState.INFEASIBLE, None] * 3,
+        [TrialState.PAUSED, TrialState.STOPPED, TrialState.INTERRUPTED] * 3,
+    ],
+    ids=["all running", "all infeasible", "all failed", "mixed", "broken off"],
+)
+def test_every_state_of_earlier_trials_is_taken(name, ends):
+    searcher = make_searcher(name, MIXED, 2)
+    history = grow(History(1, 10**6), MIXED, searcher, 9, ends)
+    assert MIXED.contains(searcher.propose(history.view()))
+
+
+def test_a_finite_space_is_proposed_once_and_then_exhausted(name):
+    searcher = make_searcher(name, FINITE, 0)
+    history = grow(History(1, 10**6), FINITE, searcher, 24)
+    configs = [tuple(t.config.values()) for t in history]
+    assert set(configs) == set(itertools.product((1, 2, 3), "abcd", (True, False)))
+    with pytest.raises(SpaceExhausted):
+        searcher.propose(history.view())
+
+
+def test_pending_trials_are_not_proposed_again(name):
+    searcher = make_searcher(name, REAL, 0)
+    history = grow(History(1, 10**6), REAL, searcher, 10)
+    grow(history, REAL, searcher, 6, [None] * 6)
+    units = REAL.to_unit([t.config for t in history.trials[10:]])
+    distances = np.linalg.norm(units[:, None] - units[None], axis=-1)
+    assert (distances[~np.eye(6, dtype=bool)] > 1e-3).all()
+
+
+adversarial = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # which of few configurations: duplicates are the rule
+        st.sampled_from([0.0, 0.5, 0.5, 1.0, 1e300, -1e300, 1e-300]),
+        st.sampled_from(list(TrialState)),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(adversarial, st.sampled_from(sorted(SEARCHERS)), st.sampled_from([MIXED, REAL]))
+def test_adversarial_histories_get_a_legal_answer(script, name, space):
+    history = History(1, 10**6)
+    for number, (which, score, state) in enumerate(script):
+        config = space.sample(np.random.default_rng(which))
+        history.start(Trial(number, config, 0, 1))
+        if state is not TrialState.INFEASIBLE:
+            history.observe(number, Observation(1, score, 1_000))
+        if state.is_final:
+            history.close(number, state)
+        else:
+            history.update(number, state=state)
+    assert space.contains(make_searcher(name, space, 0).propose(history.view()))
+
+
+def test_an_unknown_searcher_names_the_near_miss():
+    with pytest.raises(ValueError, match="did you mean 'bayes'"):
+        make_searcher("bayse", REAL, 0)
+
+
+# -- random --------------------------------------------------------------------------------------
+
+
+def test_random_draws_are_uniform():
+    history = History()
+    searcher = make_searcher("random", REAL, 11)
+    grow(history, REAL, searcher, 2000)
+    units = REAL.to_unit([t.config for t in history])
+    counts, _, _ = np.histogram2d(units[:, 0], units[:, 1], bins=4, range=[[0, 1], [0, 1]])
+    chi2 = ((counts - 125) ** 2 / 125).sum()
+    assert chi2 < 37.7  # the 99.9 % point with 15 degrees of freedom
+
+
+# -- grid ----------------------------------------------------------------------------------------
+
+
+def visited_lattice(searcher, budget_ns, cost_ns, n, space=REAL, max_epochs=1):
+    history = History(max_epochs, budget_ns)
+    for number in range(n):
+        history.start(Trial(number, searcher.propose(history.view()), 0, max_epochs))
+        for epoch in range(1, max_epochs + 1):
+            history.observe(number, Observation(epoch, 0.5, cost_ns))
+        history.close(number, TrialState.COMPLETED)
+    return [tuple(t.config.values()) for t in history]
+
+
+def test_the_lattice_is_the_largest_odd_one_that_the_budget_buys():
+    # 40 trainings of 4 epochs at 25 ns: 5 x 5 fits into 40, 7 x 7 does not.
+    seen = visited_lattice(make_searcher("grid", REAL, 0), 4000, 25, 25, max_epochs=4)
+    assert set(seen) == {tuple(c.values()) for c in REAL.grid(5)}
+
+
+def test_a_complete_lattice_is_refined_and_nothing_is_visited_twice():
+    seen = visited_lattice(make_searcher("grid", REAL, 0), 2600, 100, 81)
+    assert len(set(seen)) == 81
+    assert set(seen[:25]) == {tuple(c.values()) for c in REAL.grid(5)}
+    assert set(seen) == {tuple(c.values()) for c in REAL.grid(9)}
+
+
+def test_grid_points_fix_the_first_lattice():
+    searcher = make_searcher("grid", REAL, 0, points_per_axis=4)
+    seen = visited_lattice(searcher, 10**9, 1, 49)
+    assert set(seen[:16]) == {tuple(c.values()) for c in REAL.grid(4)}
+    assert set(seen) == {tuple(c.values()) for c in REAL.grid(7)}
+    with pytest.raises(ValueError, match="at least 2"):
+        make_searcher("grid", REAL, 0, points_per_axis=1)
+
+
+def test_the_space_is_covered_early():
+    """After a quarter of a 9 x 9 lattice every quadrant has had its share."""
+    seen = visited_lattice(make_searcher("grid", REAL, 4), 8100, 100, 20)
+    units = REAL.to_unit([dict(zip(REAL, values, strict=True)) for values in seen])
+    quadrants = np.bincount((units > 0.5) @ [1, 2], minlength=4)
+    assert (quadrants >= 2).all()
+
+
+def test_lattice_sizes_count_integers_and_options_once():
+    assert lattice_size(MIXED, 3) == 3 * 3 * 3 * 3
+    assert lattice_size(MIXED, 9) == 9 * 9 * 4 * 3
+
+
+# -- bayes ---------------------------------------------------------------------------------------
+
+
+def test_the_start_is_the_scrambled_sobol_sequence():
+    from tuner.seeding import derive_seed
+
+    history = grow(History(), REAL, make_searcher("bayes", REAL, 9), 5)
+    engine = torch.quasirandom.SobolEngine(2, scramble=True, seed=derive_seed(9, "sobol"))
+    expected = engine.draw(5, dtype=torch.float64).numpy()
+    np.testing.assert_allclose(REAL.to_unit([t.config for t in history]), expected, atol=1e-12)
+
+
+def test_scores_are_clamped_just_under_the_median():
+    from tuner.searchers.bayes import shown_scores
+
+    # Known: 0.1, 0.6, 0.8, 0.9 -> median 0.7, best 0.9, floor 0.7 - 0.15 * 0.2 = 0.67.
+    shown = shown_scores([0.8, None, 0.1, 0.9, 0.6])
+    np.testing.assert_allclose(shown, [0.8, 0.67, 0.67, 0.9, 0.67])
+
+
+def test_log_expected_improvement_has_its_known_value():
+    """EI is 0.19780 at mean -0.5, sigma 1, best 0: sigma (phi(z) + z Phi(z)) with z = -0.5."""
+    from botorch.utils.testing import MockModel, MockPosterior
+    from scipy.stats import norm
+
+    from tuner.searchers.bayes import LogExpectedImprovement
+
+    by_hand = norm.pdf(-0.5) - 0.5 * norm.cdf(-0.5)
+    assert by_hand == pytest.approx(0.19780, abs=1e-5)
+    posterior = MockPosterior(
+        mean=torch.tensor([[-0.5]], dtype=torch.float64),
+        variance=torch.ones(1, 1, dtype=torch.float64),
+    )
+    acquisition = LogExpectedImprovement(MockModel(posterior), best_f=0.0)
+    value = acquisition(torch.zeros(1, 1, dtype=torch.float64))
+    assert float(value.exp()) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
+    """Posterior mean and variance against K(x*, X) (K + s^2 I)^-1 y, worked out in numpy."""
+    from tuner.searchers.bayes import fit
+
+    generator = np.random.default_rng(0)
+    x = generator.random((12, 2))
+    y = np.sin(4 * x[:, :1]) + x[:, 1:]
+    model = fit(torch.from_numpy(x), torch.from_numpy(y), choices=[])
+    star = generator.random((5, 2))
+    posterior = model.posterior(torch.from_numpy(star))
+    scale = model.covar_module.lengthscale.detach().numpy()
+    noise = float(model.likelihood.noise)
+    mu = float(model.mean_module.constant)
+
+    def kernel(a, b):
+        return np.exp(-0.5 * (((a[:, None] - b[None]) / scale) ** 2).sum(-1))
+
+    z = (y - y.mean()) / y.std(ddof=1)
+    gram = kernel(x, x) + noise * np.eye(12)
+    mean = mu + kernel(star, x) @ np.linalg.solve(gram, z - mu)
+    explained = np.einsum("ij,ji->i", kernel(star, x), np.linalg.solve(gram, kernel(x, star)))
+    np.testing.assert_allclose(
+        posterior.mean.detach().numpy(), mean * y.std(ddof=1) + y.mean(), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        posterior.variance.detach().numpy()[:, 0], (1 - explained) * y.var(ddof=1), atol=1e-6
+    )
+
+
+def test_bayes_finds_the_top_of_a_hill_that_random_only_nears():
+    regrets = {
+        name: [
+            1.0 - grow(History(), REAL, make_searcher(name, REAL, seed), 18).best.score
+            for seed in range(4)
+        ]
+        for name in ("random", "bayes")
+    }
+    assert np.mean(regrets["bayes"]) < 0.1 * np.mean(regrets["random"])
+    assert max(regrets["bayes"]) < 1e-3
+
+
+def test_bayes_turns_away_from_where_trials_are_infeasible():
+    space = SearchSpace(x=Float(0.0, 1.0))
+    searcher, history = make_searcher("bayes", space, 0), History()
+    for number in range(20):
+        config = searcher.propose(history.view())
+        history.start(Trial(number, config, 0, 1))
+        if config["x"] > 0.5:  # the score rises towards the cliff's edge
+            history.close(number, TrialState.INFEASIBLE)
+        else:
+            history.observe(number, Observation(1, config["x"], 1))
+            history.close(number, TrialState.COMPLETED)
+    late = [t.state for t in history.trials[10:]]
+    assert late.count(TrialState.INFEASIBLE) <= 6
+    assert history.best.score > 0.45
+
+
+def test_a_fit_that_fails_falls_back_and_says_so(monkeypatch):
+    from botorch.exceptions import ModelFittingError
+
+    from tuner.searchers import bayes
+
+    def refuse(*_, **__):
+        raise ModelFittingError("no fit")
+
+    searcher = make_searcher("bayes", REAL, 0)
+    history = grow(History(), REAL, searcher, 6)
+    assert searcher.fallback == ""
+    monkeypatch.setattr(bayes, "fit", refuse)
+    config = searcher.propose(history.view())
+    assert REAL.contains(config)
+    assert "could not be fitted (ModelFittingError)" in searcher.fallback
+    assert searcher.propose(history.view()) == config
+    monkeypatch.undo()
+    searcher.propose(history.view())
+    assert searcher.fallback == ""
+
+
+def test_a_bug_in_the_searcher_is_not_taken_for_a_failed_fit(monkeypatch):
+    from tuner.searchers import bayes
+
+    searcher = make_searcher("bayes", REAL, 0)
+    history = grow(History(), REAL, searcher, 6)
+    monkeypatch.setattr(bayes, "fit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        searcher.propose(history.view())

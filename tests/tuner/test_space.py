@@ -1,0 +1,175 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.space import Choice, Float, Int, SearchSpace
+
+floats = st.tuples(st.floats(1e-6, 1e3, allow_nan=False), st.floats(1.001, 1e4), st.booleans()).map(
+    lambda t: Float(t[0], t[0] * t[1], t[2])
+)
+ints = st.tuples(st.integers(1, 50), st.integers(1, 500), st.booleans()).map(
+    lambda t: Int(t[0], t[0] + t[1], t[2])
+)
+choices = st.lists(
+    st.one_of(st.text(max_size=4), st.integers(-9, 9), st.none()),
+    min_size=1,
+    max_size=6,
+    unique=True,
+).map(lambda options: Choice(tuple(options)))
+spaces = st.lists(st.one_of(floats, ints, choices), min_size=1, max_size=5).map(
+    lambda domains: SearchSpace({f"k{i}": domain for i, domain in enumerate(domains)})
+)
+
+
+@given(spaces, st.integers(0, 2**32))
+def test_a_sample_lies_in_the_space_and_survives_the_unit_cube(space, seed):
+    config = space.sample(np.random.default_rng(seed))
+    assert space.contains(config)
+    units = space.to_unit([config])
+    assert units.shape == (1, len(space))
+    assert units.dtype == np.float64
+    assert ((units >= 0) & (units <= 1)).all()
+    back = space.from_unit(units)[0]
+    for name, domain in space.items():
+        if isinstance(domain, Float):
+            assert back[name] == pytest.approx(config[name], rel=1e-9)
+        else:
+            assert back[name] == config[name]
+
+
+@given(spaces, st.lists(st.floats(0, 1), min_size=5, max_size=5))
+def test_every_point_of_the_unit_cube_is_a_legal_configuration(space, point):
+    config = space.from_unit(np.array([point[: len(space)]]))[0]
+    assert space.contains(config)
+
+
+@given(spaces)
+def test_json_gives_an_equal_space(space):
+    assert SearchSpace.from_json(space.to_json()) == space
+
+
+@given(ints)
+def test_every_integer_owns_a_cell_around_its_coordinate(domain):
+    for value in (domain.low, (domain.low + domain.high) // 2, domain.high):
+        assert domain.from_unit(domain.to_unit(value)) == value
+    assert domain.from_unit(0.0) == domain.low
+    assert domain.from_unit(1.0) == domain.high
+
+
+def test_a_log_range_is_uniform_in_the_logarithm():
+    assert Float(1e-4, 1.0, log=True).from_unit(0.25) == pytest.approx(1e-3)
+    assert Float(1e-4, 1.0, log=True).to_unit(0.1) == pytest.approx(0.75)
+    assert Float(-1.0, 3.0).from_unit(0.75) == pytest.approx(2.0)
+
+
+def test_integers_are_drawn_equally_often():
+    generator = np.random.default_rng(0)
+    space = SearchSpace(n=Int(2, 5))
+    counts = np.bincount([space.sample(generator)["n"] for _ in range(4000)], minlength=6)[2:]
+    assert counts.sum() == 4000
+    assert (abs(counts - 1000) < 120).all()  # over four standard deviations
+
+
+def test_a_grid_is_the_product_of_its_axes():
+    space = SearchSpace(
+        lr=Float(1e-2, 1.0, log=True), p=Float(0.0, 0.4), n=Int(1, 3), act=Choice(("relu", "gelu"))
+    )
+    expected = [
+        dict(zip(("lr", "p", "n", "act"), values, strict=True))
+        for values in itertools.product(
+            (0.01, 0.1, 1.0), (0, 0.2, 0.4), (1, 2, 3), ("relu", "gelu")
+        )
+    ]
+    got = space.grid(3)
+    assert len(got) == 54
+    for one, other in zip(got, expected, strict=True):
+        assert one["lr"] == pytest.approx(other["lr"])
+        assert one["p"] == pytest.approx(other["p"])
+        assert (one["n"], one["act"]) == (other["n"], other["act"])
+
+
+@given(st.one_of(floats, ints), st.integers(2, 40))
+def test_a_refined_lattice_holds_the_coarse_one_to_the_bit(domain, points):
+    assert set(domain.grid(points)) <= set(domain.grid(2 * points - 1))
+
+
+@given(floats, st.integers(1, 64))
+def test_the_three_point_lattice_is_in_every_odd_one(domain, half):
+    assert set(domain.grid(3)) <= set(domain.grid(2 * half + 1))
+
+
+def test_integer_axes_have_no_value_twice():
+    assert Int(1, 4).grid(9) == [1, 2, 3, 4]
+    assert Int(1, 100, log=True).grid(3) == [1, 10, 100]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Float(1.0, 1.0), "empty range"),
+        (lambda: Float(2.0, 1.0), "empty range"),
+        (lambda: Float(0.0, 1.0, log=True), "low > 0"),
+        (lambda: Float(math.nan, 1.0), "finite"),
+        (lambda: Float(0.0, math.inf), "finite"),
+        (lambda: Float("a", 1.0), "finite numbers"),
+        (lambda: Int(3, 2), "empty range"),
+        (lambda: Int(0, 9, log=True), "low > 0"),
+        (lambda: Int(0.5, 9), "whole"),
+        (lambda: Choice(()), "at least one"),
+        (lambda: Choice("relu"), "sequence"),
+        (lambda: Choice(("a", "a")), "twice"),
+        (lambda: Choice(([1],)), "text, numbers"),
+        (lambda: SearchSpace(), "at least one knob"),
+        (lambda: SearchSpace(act=("relu", "gelu")), r"Choice\(options\)"),
+        (lambda: SearchSpace({"": Float(0, 1)}), "non-empty"),
+        (lambda: SearchSpace.from_json({"x": {"type": "real"}}), "float, int or choice"),
+        (lambda: SearchSpace.from_json({"x": {"type": "float", "min": 1}}), "x"),
+        (lambda: SearchSpace(x=Float(0, 1)).from_unit(np.zeros((1, 2))), "n x 1"),
+        (lambda: SearchSpace(x=Float(0, 1)).grid(0), "at least 1"),
+        (lambda: Choice(("a",)).to_unit("b"), "none of the options"),
+    ],
+)
+def test_bad_input_is_a_value_error_that_says_what(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_check_names_the_knob_that_is_off():
+    space = SearchSpace(lr=Float(0.1, 1.0), n=Int(1, 3))
+    with pytest.raises(ValueError, match="lr = 2"):
+        space.check({"lr": 2.0, "n": 1})
+    with pytest.raises(ValueError, match=r"missing: \['n'\], unknown: \['m'\]"):
+        space.check({"lr": 0.5, "m": 1})
+    assert not space.contains({"lr": 0.5, "n": True})
+    assert not space.contains({"lr": 0.5, "n": 1.5})
+
+
+def test_a_space_is_frozen_ordered_and_hashable():
+    space = SearchSpace(b=Float(0, 1), a=Int(1, 2))
+    assert list(space) == ["b", "a"]
+    assert space != SearchSpace(a=Int(1, 2), b=Float(0, 1))
+    assert hash(space) == hash(SearchSpace({"b": Float(0, 1), "a": Int(1, 2)}))
+    with pytest.raises(TypeError):
+        space["b"] = Float(0, 2)
+    assert SearchSpace(a=Int(1, 4), c=Choice(("x", "y"))).cardinality == 8
+    assert space.cardinality is None
+
+
+def test_true_is_not_the_number_one():
+    choice = Choice((1, True, 0, False))
+    assert [choice.from_unit(choice.to_unit(option)) for option in choice.options] == [
+        1,
+        True,
+        0,
+        False,
+    ]
+    assert [type(choice.from_unit(choice.to_unit(o))) for o in choice.options] == [
+        int,
+        bool,
+        int,
+        bool,
+    ]
