@@ -90,8 +90,9 @@ class ReplayRunner:
         """Go on at `clock`."""
         self._allowance_ns, self._charged_ns, self.clock = allowance_ns, 0, clock
 
-    def release(self) -> None:
+    def release(self) -> list[Event]:
         """There is nothing to give back."""
+        return []
 
     def launch(self, trial: Trial, until_epoch: int) -> None:
         """Begin the trial's next epoch, at the reading that the trial says it began at."""

@@ -360,9 +360,16 @@ class TrainingRunner:
         for worker in self._pool.workers:
             worker.block.words[DEADLINE] = now + allowance_ns // len(self._meters)
 
-    def release(self) -> None:
-        """The devices were held until the last training on them ended."""
+    def release(self) -> list[Event]:
+        """The devices were held until the last training on them ended.
+
+        What is reported is the share of workers that are still being started until then.
+        """
+        starting = [w for w in self._pool.workers if self._meters[w.device].has(w.index)]
+        shares = [self._meters[w.device].drop(w.index, 0) for w in starting]
+        events = [self._paid(None, Kind.WARM_UP, share) for share in shares]
         self._meters = []
+        return events
 
     def launch(self, trial: Trial, until_epoch: int) -> None:
         """Give the trial to a free worker, on the least busy device."""

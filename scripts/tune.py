@@ -76,6 +76,10 @@ def _check(request: Request) -> None:
         )
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
 def main(
     searchers: Annotated[
         str, typer.Option(help="Comma-separated; one alone is a plain tuning run.")
@@ -422,6 +426,4 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(main)
     app()

@@ -90,8 +90,8 @@ class Runner(Protocol):
         `clock` is the last reading on record: where a virtual clock goes on.
         """
 
-    def release(self) -> None:
-        """Give the devices back. Nothing may be in flight."""
+    def release(self) -> list[Event]:
+        """Give the devices back; what no event has reported yet of the time they were held."""
 
     def launch(self, trial: Trial, until_epoch: int) -> None:
         """Train `trial` from where it is until `until_epoch` is finished; needs a free slot."""
@@ -158,8 +158,9 @@ class FunctionRunner:
         self._allowance_ns = allowance_ns
         self._meter = DeviceMeter(time.monotonic_ns())
 
-    def release(self) -> None:
+    def release(self) -> list[Event]:
         """Stop the clock."""
+        return []
 
     def launch(self, trial: Trial, until_epoch: int) -> None:
         """Remember what to run; it runs in `wait`."""

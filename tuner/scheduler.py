@@ -132,7 +132,9 @@ class Scheduler:
                 self._settle(self._runner.wait())
                 stopping &= self._in_flight
         finally:
-            self._runner.release()
+            for event in self._runner.release():
+                self._recorder.charge(event.costs, None)
+            self._recorder.commit()
         self.finished = not self._interrupted and not over
         if self.finished:
             for trial in self.history.running:

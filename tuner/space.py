@@ -195,8 +195,8 @@ class SearchSpace(Mapping[str, Domain]):
     Built from keywords or from one mapping; it holds no generator.
 
     >>> space = SearchSpace(learning_rate=Float(1e-4, 1, log=True), layers=Int(2, 6))
-    >>> space.from_unit(np.array([[0.5, 0.0]]))
-    [{'learning_rate': 0.01, 'layers': 2}]
+    >>> space.grid(2)[0]
+    {'learning_rate': 0.0001, 'layers': 2}
     """
 
     def __init__(self, knobs: Mapping[str, Domain] | None = None, /, **more: Domain) -> None:

@@ -1,0 +1,284 @@
+"""The library: ask and tell, and `tune`."""
+
+import csv
+import doctest
+import itertools
+
+import pytest
+
+import tuner.space
+import tuner.study
+from tuner import Choice, Float, Int, SearchSpace, SpaceExhausted, Study, TrialState, tune
+from tuner.scheduler import TrainingBrokenError
+
+SPACE = SearchSpace(lr=Float(1e-4, 1.0, log=True), layers=Int(2, 6), act=Choice(("relu", "gelu")))
+
+
+def test_the_examples_in_the_docstrings_run():
+    for module in (tuner.space, tuner.study):
+        names = {"Float": Float, "Int": Int, "SearchSpace": SearchSpace}
+        found = doctest.testmod(module, extraglobs={"np": __import__("numpy"), **names})
+        assert found.failed == 0
+        assert found.attempted > 0
+
+
+def value(config):
+    return -((config["layers"] - 4) ** 2) - (config["act"] == "relu")
+
+
+@pytest.mark.parametrize("name", ["grid", "random", "bayes"])
+def test_ask_and_tell_with_several_out_at_once(name):
+    study = Study(SPACE, name, seed=1)
+    for _ in range(5):
+        asked = [study.ask() for _ in range(3)]
+        assert [t.number for t in study.history.running] == [t.number for t in asked]
+        for trial in reversed(asked):
+            study.tell(trial.number, score=value(trial.config), minutes=0.5)
+    assert [t.number for t in study.trials] == list(range(15))
+    assert study.best.score == max(value(t.config) for t in study.trials)
+    assert study.minutes_spent == pytest.approx(7.5)
+
+
+def test_a_reopened_study_goes_on_as_one_that_was_never_closed(tmp_path):
+    path = tmp_path / "study.sqlite"
+    whole = Study(SPACE, "bayes", seed=4)
+    for _ in range(9):
+        for study in (whole, Study(SPACE, "bayes", seed=4, path=path)):
+            trial = study.ask()
+            study.tell(trial.number, score=value(trial.config))
+            study.close()
+    with Study(SPACE, "bayes", seed=4, path=path) as again:
+        assert again.trials == whole.trials
+
+
+def test_a_trial_asked_before_closing_is_still_pending_and_can_be_told(tmp_path):
+    path = tmp_path / "study.sqlite"
+    with Study(SPACE, "random", path=path) as study:
+        number = study.ask().number
+    with Study(SPACE, "random", path=path) as study:
+        assert [t.number for t in study.history.running] == [number]
+        study.tell(number, score=1.0)
+        assert study.best.number == number
+
+
+def test_results_from_before_count(tmp_path):
+    study = Study(SPACE, "bayes", path=tmp_path / "s.sqlite")
+    study.add({"lr": 0.1, "layers": 4, "act": "gelu"}, score=0.9, minutes=3.0)
+    assert study.best.score == 0.9
+    assert study.best.note == "added"
+    with pytest.raises(ValueError, match="layers = 9"):
+        study.add({"lr": 0.1, "layers": 9, "act": "gelu"}, score=0.9)
+    with pytest.raises(ValueError, match="missing"):
+        study.add({"lr": 0.1}, score=0.9)
+    assert len(study.trials) == 1
+
+
+def test_a_loss_is_minimised_and_shown_as_it_was_told():
+    study = Study({"x": Float(0, 1)}, "random", mode="min")
+    for loss in (0.5, 0.2, 0.9):
+        study.tell(study.ask().number, score=loss)
+    assert study.best.score == 0.2
+    assert [t.score for t in study.trials] == [0.5, 0.2, 0.9]
+    assert study.history.best.score == -0.2
+
+
+def test_infeasible_is_told_without_a_score():
+    study = Study(SPACE, "random")
+    study.tell(study.ask().number, state="infeasible", reason="out of memory")
+    (trial,) = study.trials
+    assert (trial.state, trial.reason, study.best) == (TrialState.INFEASIBLE, "out of memory", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score": float("nan")}, "finite score, got nan"),
+        ({"score": float("inf")}, "finite score"),
+        ({}, "finite score, got None"),
+        ({"score": 1.0, "minutes": -1.0}, "minutes"),
+        ({"score": 1.0, "minutes": float("nan")}, "minutes"),
+        ({"score": 1.0, "state": "compleet"}, "did you mean 'completed'"),
+        ({"score": 1.0, "state": "running"}, "state to tell"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_and_the_trial_still_waits(arguments, message):
+    study = Study(SPACE, "random")
+    number = study.ask().number
+    with pytest.raises(ValueError, match=message):
+        study.tell(number, **arguments)
+    study.tell(number, score=0.5, minutes=1.0)
+    assert study.minutes_spent == 1.0
+    with pytest.raises(ValueError, match="not waiting for a result"):
+        study.tell(number, score=0.6)
+    with pytest.raises(ValueError, match="not waiting for a result"):
+        study.tell(99, score=0.6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"searcher": "bayse"}, "did you mean 'bayes'"),
+        ({"mode": "maximum"}, "mode"),
+        ({"budget_minutes": 0}, "positive"),
+        ({"budget_minutes": -2}, "positive"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused_before_a_file_is_made(tmp_path, arguments, message):
+    path = tmp_path / "study.sqlite"
+    with pytest.raises(ValueError, match=message):
+        Study(SPACE, path=path, **arguments)
+    assert not path.exists()
+
+
+def test_a_file_of_another_study_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "study.sqlite"
+    with Study(SPACE, "random", path=path) as study:
+        study.ask()
+    before = path.read_bytes()
+    for changed in (
+        {"searcher": "grid"},
+        {"seed": 1},
+        {"mode": "min"},
+        {"space": {"x": Int(1, 2)}},
+    ):
+        with pytest.raises(ValueError, match="holds another study"):
+            Study(**{"space": SPACE, "searcher": "random", "path": path, **changed})
+    assert path.read_bytes() == before
+
+
+def test_to_csv_has_a_row_per_trial(tmp_path):
+    study = Study(SPACE, "random")
+    study.tell(study.ask().number, score=0.25, minutes=2)
+    study.tell(study.ask().number, state="infeasible", reason="diverged")
+    study.to_csv(tmp_path / "trials.csv")
+    rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
+    assert list(rows[0]) == ["trial", "state", "epochs", "score", "minutes", *SPACE, "reason"]
+    assert (rows[0]["score"], rows[0]["minutes"], rows[0]["state"]) == ("0.25", "2.0", "COMPLETED")
+    assert (rows[1]["score"], rows[1]["reason"]) == ("", "diverged")
+
+
+# -- tune ----------------------------------------------------------------------------------------
+
+
+def train(config):
+    for epoch in itertools.count(1):
+        yield value(config) - 1 / epoch
+
+
+def test_tune_spends_its_budget_on_full_trainings():
+    study = tune(train, SPACE, budget_minutes=0.003, searcher="random", max_epochs=4)
+    assert study.minutes_spent >= 0.003 * 0.99
+    complete = [t for t in study.trials if t.state is TrialState.COMPLETED]
+    assert len(complete) > 10
+    for trial in complete:
+        assert [o.score for o in trial.curve] == [value(trial.config) - 1 / e for e in (1, 2, 3, 4)]
+    ledger = study._recorder.budget.ledger
+    assert sum(ledger.values()) == study._recorder.budget.spent_ns
+
+
+def test_a_generator_that_ends_is_complete_and_a_plain_function_is_one_epoch():
+    def three(config):
+        yield from (0.1, 0.2, 0.3)
+
+    study = tune(three, {"n": Int(1, 4)}, budget_minutes=1, searcher="random")
+    assert [(t.epoch, t.state) for t in study.trials] == [(3, TrialState.COMPLETED)] * 4
+    study = tune(
+        lambda config: config["n"] / 2, {"n": Int(1, 4)}, budget_minutes=1, searcher="grid"
+    )
+    assert sorted(t.score for t in study.trials) == [0.5, 1.0, 1.5, 2.0]
+    assert all(t.epoch == 1 for t in study.trials)
+
+
+def test_the_configurations_own_faults_are_infeasible_and_the_search_goes_on():
+    def fragile(config):
+        yield 0.5
+        if config["n"] == 1:
+            raise MemoryError("too wide")
+        if config["n"] == 2:
+            yield float("nan")
+        if config["n"] == 3:
+            yield 1 / 0
+        yield 0.9
+
+    study = tune(fragile, {"n": Int(1, 4)}, budget_minutes=1, searcher="random")
+    reasons = {t.config["n"]: t.reason for t in study.trials if t.state is TrialState.INFEASIBLE}
+    assert reasons == {
+        1: "MemoryError: too wide",
+        2: "score nan",
+        3: "ZeroDivisionError: division by zero",
+    }
+    assert study.best.config == {"n": 4}
+
+
+def test_a_bug_in_train_ends_the_search_after_five_trials_with_its_message():
+    calls = []
+
+    def broken(config):
+        calls.append(config)
+        yield undefined_name  # noqa: F821
+
+    with pytest.raises(TrainingBrokenError, match="undefined_name"):
+        tune(broken, {"x": Float(0, 1)}, budget_minutes=1, searcher="random")
+    assert len(calls) == 5
+
+
+def test_generators_are_closed_when_their_trial_ends():
+    closed = []
+
+    def careful(config):
+        try:
+            for _ in range(100):
+                yield 0.5
+        finally:
+            closed.append(config["n"])
+
+    tune(careful, {"n": Int(1, 5)}, budget_minutes=1, searcher="random", max_epochs=2)
+    assert sorted(closed) == [1, 2, 3, 4, 5]
+
+
+def test_a_search_in_a_folder_goes_on_where_it_stopped(tmp_path):
+    class Stop(BaseException):
+        pass
+
+    seen = []
+
+    def stoppable(config):
+        for epoch in range(3):
+            if len(seen) == 7:
+                raise Stop
+            seen.append((config["n"], epoch))
+            yield config["n"] + epoch / 10
+
+    space = {"n": Int(1, 6)}
+    with pytest.raises(Stop):
+        tune(
+            stoppable, space, budget_minutes=1, searcher="random", max_epochs=3, directory=tmp_path
+        )
+    seen.clear()
+    seen.extend([None] * 8)
+    study = tune(
+        stoppable, space, budget_minutes=1, searcher="random", max_epochs=3, directory=tmp_path
+    )
+    twin = tune(stoppable, space, budget_minutes=1, searcher="random", max_epochs=3)
+    assert [t.config for t in study.trials] == [t.config for t in twin.trials]
+    assert [[o.score for o in t.curve] for t in study.trials] == [
+        [o.score for o in t.curve] for t in twin.trials
+    ]
+    assert (tmp_path / "trials.csv").read_text().count("COMPLETED") == 6
+
+
+def test_tune_refuses_what_makes_no_sense(tmp_path):
+    for arguments, message in (
+        ({"max_epochs": 0}, "at least 1"),
+        ({"budget_minutes": 0}, "positive"),
+        ({"searcher": "magic"}, "no searcher"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tune(train, SPACE, **{"budget_minutes": 1, **arguments})
+
+
+def test_exhaustion_is_an_exception_of_its_own():
+    study = Study({"n": Int(1, 2)}, "random")
+    study.ask(), study.ask()
+    with pytest.raises(SpaceExhausted, match="all 2"):
+        study.ask()
