@@ -17,13 +17,18 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint is missing, or is not the one that was written."""
 
 
-def save(path: Path, arrays: dict[str, NDArray[Any]]) -> str:
-    """Write the arrays and return the file's SHA-256; raises OSError where the disk refuses."""
+def save(directory: Path, stem: str, arrays: dict[str, NDArray[Any]]) -> tuple[str, str]:
+    """Write the arrays; the file's name and its SHA-256. Raises OSError where the disk refuses.
+
+    The name ends in the hash, so that no file is ever overwritten by one with other content.
+    """
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     data = buffer.getvalue()
-    write_atomically(path, data)
-    return hashlib.sha256(data).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"{stem}-{sha256[:12]}.npz"
+    write_atomically(directory / name, data)
+    return name, sha256
 
 
 def load(path: Path, sha256: str) -> dict[str, NDArray[Any]]:

@@ -283,11 +283,10 @@ class WorkerPool:
         block = ControlBlock()
         block.words[DEADLINE] = _FOREVER
         setup = self.setup
-        on_cpu = setup.devices[device] == "cpu"
-        threads = max(1, count_cores() // setup.slots_per_device) if on_cpu else 1
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
-        if on_cpu:
-            environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        # One thread, however few workers: threads that wait for each other in layers this small
+        # made an epoch 50 times slower as soon as another process wanted a core.
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with open(self._log_path(index), "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "models.worker", str(theirs.fileno()), str(block.fd)],
@@ -305,7 +304,6 @@ class WorkerPool:
                 connection,
                 {
                     "device": setup.devices[device],
-                    "threads": threads,
                     "data": setup.data,
                     "root": str(setup.root),
                     "epochs": setup.epochs,

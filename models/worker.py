@@ -49,7 +49,8 @@ class Worker:
         self._setup = setup
         self._device = torch.device(setup["device"])
         if self._device.type == "cpu":
-            torch.set_num_threads(setup["threads"])
+            torch.set_num_threads(1)
+            torch.set_flush_denormal(True)  # weights that decay to nothing would cost a hundredfold
         else:
             torch.backends.cudnn.benchmark = True  # shapes never change within a trial
         self._epochs: int = setup["epochs"]
@@ -148,8 +149,8 @@ class Worker:
         began = self._now()
         arrays = trainer.state()
         off_device = self._now()
-        name = f"{job['key']}-{job['number']:05d}-{trainer.epoch:05d}-{trainer.batch:05d}.npz"
-        sha256 = checkpoint.save(self._directory / name, arrays)
+        stem = f"{job['key']}-{job['number']:05d}-{trainer.epoch:05d}"
+        name, sha256 = checkpoint.save(self._directory, stem, arrays)
         # Past the deadline the device is no longer held: its state is on the host already.
         until = min(self._now(), max(off_device, self._block.words[DEADLINE]))
         spent["checkpoint"] = spent.get("checkpoint", 0) + until - began

@@ -308,7 +308,7 @@ def _race(
     )
     if pool is not None:
         race.share_warm_up(warm_up_ns)
-        _check_budget(race, pool.epoch_ns)
+    _check_budget(race)
     view = LiveView(console, settings["unit"], quiet=quiet).watch(race)
     view_changed.append(view)
     with _signals(race) as caught, view:
@@ -353,9 +353,10 @@ def _start_workers(
     return pool, pool.start()
 
 
-def _check_budget(race: Race, epoch_ns: int) -> None:
+def _check_budget(race: Race) -> None:
     """Refuse a budget that does not buy one epoch; nothing has been trained yet."""
     for run in race.runs:
+        epoch_ns = run.scheduler.expected_epoch_ns
         if len(run.scheduler.history) == 0 and run.scheduler.budget.remaining_ns < epoch_ns:
             raise ValueError(
                 f"the budget of {to_minutes(run.row.budget_ns or 0):g} minutes is too small: "

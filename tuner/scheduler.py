@@ -104,6 +104,11 @@ class Scheduler:
         held = self._base_ns + (self._runner.held_ns if self._in_flight else 0)
         return max(held, self.budget.spent_ns)
 
+    @property
+    def expected_epoch_ns(self) -> int:
+        """What an epoch of a new trial is expected to cost."""
+        return self._epoch_ns(None)
+
     def interrupt(self) -> None:
         """Stop soon without losing work; `run` returns. Safe to call in a signal handler."""
         self._interrupted = True

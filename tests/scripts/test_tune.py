@@ -1,0 +1,466 @@
+"""The command line: what it writes, what it refuses, and what survives being killed."""
+
+import csv
+import importlib.util
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tuner.searchers import make_searcher
+from tuner.store import Store
+from tuner.trial import History, TrialState
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "tune.py"
+LEDGER = ["train", "evaluate", "warm_up", "checkpoint", "search", "lost"]
+
+
+def load_app():
+    spec = importlib.util.spec_from_file_location("tune_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tune_script"] = module
+    spec.loader.exec_module(module)
+    return module.app
+
+
+APP = load_app()
+
+
+def tune(*arguments):
+    return CliRunner().invoke(APP, [str(a) for a in arguments])
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def read(folder, query):
+    db = sqlite3.connect(f"file:{folder / 'study.sqlite'}?mode=ro", uri=True, timeout=20)
+    try:
+        return db.execute(query).fetchall()
+    finally:
+        db.close()
+
+
+def wait_for_epochs(process, folder, count):
+    """Wait until so many epochs are on record."""
+    while True:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+        if (folder / "study.sqlite").exists():
+            try:
+                if read(folder, "SELECT COUNT(*) FROM observation")[0][0] >= count:
+                    return
+            except sqlite3.OperationalError:
+                pass  # the tables are still being made
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+REPLAY = ["--landscape", "bumpy", "--budget-minutes", 60]
+
+
+# -- replay --------------------------------------------------------------------------------------
+
+
+def test_a_replay_writes_what_the_plan_says(tmp_path):
+    out = tmp_path / "run"
+    result = tune(*REPLAY, "--searchers", "grid,random", "--seeds", 2, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    names = {p.name for p in out.iterdir()}
+    assert {"summary.json", "trials.csv", "curves.csv", "race.png", "best_config.json"} <= names
+    summary = summary_of(out)
+    assert (summary["device"], summary["unit"]) == ("simulated", "simulated minutes")
+    assert (summary["budget_minutes"], summary["epochs"]) == (60, 12)
+    assert [(r["searcher"], r["seed"]) for r in summary["runs"]] == [
+        ("grid", 0),
+        ("random", 0),
+        ("grid", 1),
+        ("random", 1),
+    ]
+    trials = list(csv.DictReader((out / "trials.csv").open()))
+    curves = list(csv.DictReader((out / "curves.csv").open()))
+    assert list(trials[0]) == [
+        *("searcher", "seed", "trial", "state", "epochs", "score", "minutes"),
+        *("started_at_minute", "learning_rate", "weight_decay", "reason"),
+    ]
+    assert list(curves[0]) == ["searcher", "seed", "trial", "epoch", "score", "minutes"]
+    for run in summary["runs"]:
+        mine = [
+            t for t in trials if (t["searcher"], t["seed"]) == (run["searcher"], str(run["seed"]))
+        ]
+        assert len(mine) == run["trials"] == sum(run["states"].values())
+        assert list(run["ledger"]) == LEDGER
+        assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
+        assert run["ledger"]["train"] == pytest.approx(sum(float(t["minutes"]) for t in mine))
+        assert 59 < run["minutes_spent"] <= 60
+        assert run["best_score"] == max(float(t["score"]) for t in mine if t["score"])
+        best = mine[run["best_trial"]]
+        assert float(best["learning_rate"]) == run["best_config"]["learning_rate"]
+        line = run["best_so_far"]
+        assert line == sorted(line)
+        assert line[-1][1] == run["best_score"]
+    chosen = json.loads((out / "best_config.json").read_text())
+    assert chosen["score"] == max(r["best_score"] for r in summary["runs"])
+    assert (out / "race.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_replay_run_twice_is_the_same_to_the_byte(tmp_path):
+    for name in ("one", "two"):
+        result = tune(*REPLAY[:2], "--budget-minutes", 20, "--slots", 2, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.stderr
+    for name in ("summary.json", "trials.csv", "curves.csv", "best_config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_json_prints_the_summary_and_nothing_else(tmp_path):
+    process = start(*REPLAY, "--searchers", "random", "--json", "--out", tmp_path / "run")
+    output, errors = process.communicate(timeout=60)
+    assert json.loads(output) == summary_of(tmp_path / "run")
+    assert errors == ""
+    assert process.returncode == 0
+
+
+def test_quiet_prints_only_the_result(tmp_path):
+    result = tune(*REPLAY, "--searchers", "random", "--quiet", "--out", tmp_path / "run")
+    assert result.stdout.splitlines()[0].startswith("searcher")
+
+
+def test_thirty_kills_of_the_driver_change_nothing_in_a_replay(tmp_path):
+    request = ["--searchers", "random,grid", "--seeds", 3, "--slots", 2, "--quiet"]
+    request += ["--landscape", "smooth", "--budget-minutes", 600]
+    assert tune(*request, "--out", tmp_path / "twin").exit_code == 0
+    out = tmp_path / "killed"
+    process = start(*request, "--out", out)
+    while not (out / "study.sqlite").exists():
+        time.sleep(0.01)
+    instants = random.Random(7)
+    kills = 0
+    while kills < 30:
+        time.sleep(instants.uniform(0.2, 1.0))
+        if process.poll() is not None:
+            break  # checked below: the race must outlast the kills
+        process.kill()
+        process.communicate()
+        kills += 1
+        process = start("--resume", out, "--quiet")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert kills == 30
+    for name in ("summary.json", "trials.csv", "curves.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_replay_stopped_by_a_signal_says_how_to_go_on_and_loses_nothing(tmp_path, number):
+    request = [
+        "--landscape",
+        "smooth",
+        "--searchers",
+        "bayes",
+        "--budget-minutes",
+        60,
+        "--slots",
+        3,
+    ]
+    assert tune(*request, "--quiet", "--out", tmp_path / "twin").exit_code == 0
+    process = start(*request, "--out", tmp_path / "run")
+    wait_for_epochs(process, tmp_path / "run", 1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert f"--resume {tmp_path / 'run'}" in output
+    result = tune("--resume", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    for name in ("summary.json", "trials.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
+
+
+def test_a_finished_run_is_resumed_to_the_same_files_and_a_larger_budget_goes_on(tmp_path):
+    out = tmp_path / "run"
+    assert tune(*REPLAY, "--searchers", "random", "--out", out).exit_code == 0
+    before = (out / "trials.csv").read_bytes()
+    assert tune("--resume", out).exit_code == 0
+    assert (out / "trials.csv").read_bytes() == before
+    assert tune("--resume", out, "--budget-minutes", 90).exit_code == 0
+    after = (out / "trials.csv").read_bytes()
+    assert after.startswith(before[: before.rindex(b"\nrandom")])
+    assert summary_of(out)["runs"][0]["minutes_spent"] > 88
+
+
+# -- real training -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(small_data):
+    return ["--data", "fashion_mnist", "--data-root", small_data, "--epochs", 3, "--device", "cpu"]
+
+
+def check_ledgers(summary, folder):
+    db = sqlite3.connect(folder / "study.sqlite")
+    for row, run in enumerate(summary["runs"], 1):
+        assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
+        columns = "+".join(LEDGER)
+        (charged,) = db.execute(f"SELECT SUM({columns}) FROM charge WHERE run={row}").fetchone()  # noqa: S608
+        assert charged / 60e9 == run["minutes_spent"]
+        (observed,) = db.execute(
+            "SELECT SUM(device_ns) FROM observation WHERE run = ?", (row,)
+        ).fetchone()
+        assert observed <= charged
+    db.close()
+
+
+def test_a_real_race_on_small_data(tmp_path, real):
+    out = tmp_path / "run"
+    process = start(
+        *real, "--budget-minutes", 0.15, "--knobs", "learning_rate,layers", "--out", out
+    )
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    summary = summary_of(out)
+    assert (summary["device"], summary["unit"]) == ("cpu", "device minutes (cpu)")
+    assert summary["data"] == "fashion_mnist"
+    check_ledgers(summary, out)
+    for run in summary["runs"]:
+        assert run["states"]["COMPLETED"] >= 3
+        assert 0 < run["test_score"] < 1
+        assert run["best_score"] > 0.6
+        assert run["ledger"]["warm_up"] > 0
+    assert "where the device minutes (cpu) went" in " ".join(output.lower().split())
+
+
+def test_a_real_race_killed_now_and_then_loses_no_epoch_and_charges_none_twice(tmp_path, real):
+    out = tmp_path / "run"
+    request = [*real, "--searchers", "random,bayes", "--slots", 1, "--seed", 5]
+    process = start(*request, "--budget-minutes", 0.6, "--out", out)
+    observed, proposed = {}, {}
+    epochs = "SELECT run, number, epoch, score, device_ns FROM observation"
+    for delay in (0.013, 0.031):
+        wait_for_epochs(process, out, len(observed) + 8)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        now = {row[:3]: row[3:] for row in read(out, epochs)}
+        assert {key: now[key] for key in observed} == observed
+        observed = now
+        kept = {row[:2]: row[2] for row in read(out, "SELECT run, number, config FROM trial")}
+        assert {key: kept[key] for key in proposed} == proposed
+        proposed = kept
+        process = start("--resume", out)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    summary = summary_of(out)
+    check_ledgers(summary, out)
+    assert any(run["ledger"]["lost"] > 0 for run in summary["runs"])
+    check_proposals(out)
+
+
+def check_proposals(folder):
+    """Every proposal is the one that a searcher which nobody killed makes of the same results."""
+    store = Store(folder / "study.sqlite", create=False)
+    for row in store.runs():
+        searcher = make_searcher(row.searcher, row.space, row.seed)
+        twin = History(row.max_epochs, row.budget_ns)
+        for trial in store.history(row):
+            assert searcher.propose(twin.view()) == trial.config
+            twin.start(replace(trial, state=TrialState.RUNNING, curve=()))
+            for observation in trial.curve:
+                twin.observe(trial.number, observation)
+            twin.update(trial.number, state=trial.state)
+        assert len(twin) >= 5
+    store.close()
+
+
+def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, real):
+    out = tmp_path / "run"
+    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.3]
+    process = start(*request, "--out", out)
+    wait_for_epochs(process, out, 3)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    assert f"--resume {out}" in output
+    db = sqlite3.connect(out / "study.sqlite")
+    states = db.execute("SELECT state, checkpoint, partial_ns FROM trial").fetchall()
+    lost = db.execute("SELECT SUM(lost) FROM charge").fetchone()[0]
+    db.close()
+    paused = [row for row in states if row[0] == "PAUSED"]
+    assert paused
+    assert all((out / "checkpoints" / name).exists() for _, name, _ in paused)
+    assert lost == 0
+    process = start("--resume", out, "--quiet")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    check_ledgers(summary_of(out), out)
+
+
+def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
+    out = tmp_path / "run"
+    process = start("--landscape", "smooth", "--budget-minutes", 600, "--out", out)
+    while not (out / "study.sqlite.lock").exists() or not (out / "study.sqlite").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    result = tune("--resume", out)
+    process.kill()
+    process.communicate()
+    assert result.exit_code == 2
+    assert f'"pid": {process.pid}' in result.stderr
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--searchers", "bayse"], "did you mean 'bayes'"),
+        (["--searchers", ""], "at least one name"),
+        (["--searchers", "random,random"], "names one twice"),
+        (["--landscape", "bumby"], "did you mean 'bumpy'"),
+        (["--knobs", "learning_rat"], "did you mean 'learning_rate'"),
+        (["--knob", "learnin_rate=0:1"], "did you mean 'learning_rate'"),
+        (["--data", "cifar11"], "did you mean 'cifar10'"),
+        (["--knob", "learning_rate=1:0.1"], "empty range"),
+        (["--knob", "learning_rate=0:1:log"], "low > 0"),
+        (["--knob", "weight_decay=-1:1:log"], "low > 0"),
+        (["--knob", "learning_rate=0.1"], "LOW:HIGH"),
+        (["--knob", "dropout"], "NAME=LOW:HIGH"),
+        (["--budget-minutes", "0"], "more than 0, got 0"),
+        (["--budget-minutes", "-3"], "more than 0, got -3"),
+        (["--budget-minutes", "nan"], "more than 0"),
+        (["--epochs", "0"], "--epochs is at least 1"),
+        (["--seeds", "0"], "--seeds is at least 1"),
+        (["--slots", "0"], "--slots is at least 1"),
+        (["--grid-points", "1"], "at least 2 points"),
+        (["--device", "cuda"], "sees no CUDA GPU"),
+        (["--device", "tpu"], "auto, cpu, cuda or cuda:N"),
+        (["--resume", "/nowhere"], "no study at /nowhere"),
+        (["--resume", "/nowhere", "--seeds", "3"], "leave out --seeds"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("models.training_runner._count_gpus", lambda: 0)
+    result = tune(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_is_exit_code_2_without_a_traceback():
+    process = start("--budget", "3")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "No such option" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_budget_too_small_for_one_epoch_is_refused(tmp_path, real):
+    process = start(*real, "--budget-minutes", 0.0001, "--out", tmp_path / "run")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "is too small: starting up took" in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_replay_budget_too_small_for_one_epoch_is_refused(tmp_path):
+    result = tune("--landscape", "bumpy", "--budget-minutes", 0.05, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "is too small" in result.stderr
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    result = tune(*REPLAY, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert f"{tmp_path} is not an empty folder" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_damaged_study_is_refused_by_name_and_left_alone(tmp_path):
+    out = tmp_path / "run"
+    assert tune(*REPLAY, "--searchers", "random", "--out", out).exit_code == 0
+    path = out / "study.sqlite"
+    path.write_bytes(path.read_bytes()[:5000])
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    result = tune("--resume", out)
+    assert result.exit_code == 2
+    assert "study.sqlite is damaged" in result.stderr
+    after = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert {k: v for k, v in after.items() if "lock" not in k} == {
+        k: v for k, v in before.items() if "lock" not in k
+    }
+
+
+def test_a_data_set_that_is_nowhere_is_one_line(tmp_path, monkeypatch):
+    import torchvision
+
+    def offline(*_, **__):
+        raise RuntimeError("Error downloading train.tar.gz:\nno route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    result = tune("--data", "cifar10", "--data-root", tmp_path / "d", "--out", tmp_path / "r")
+    assert result.exit_code == 2
+    assert "'cifar10' was not found in" in result.stderr
+    assert "--data-root" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_help_names_every_flag():
+    result = tune("--help")
+    assert result.exit_code == 0
+    for flag in (
+        "searchers",
+        "seeds",
+        "seed",
+        "epochs",
+        "budget-minutes",
+        "device",
+        "data",
+        "knobs",
+        "knob",
+        "landscape",
+        "out",
+        "resume",
+        "quiet",
+        "json",
+        "grid-points",
+        "slots",
+    ):
+        assert f"--{flag}" in result.stdout
+
+
+def test_the_script_runs_from_any_folder(tmp_path):
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, REPLAY), "--searchers", "random", "--quiet"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "summary.json").exists()
