@@ -50,7 +50,7 @@ class Worker:
         self._device = torch.device(setup["device"])
         if self._device.type == "cpu":
             torch.set_num_threads(1)
-            torch.set_flush_denormal(True)  # weights that decay to nothing would cost a hundredfold
+            torch.set_flush_denormal(True)  # weights that decayed to next to nothing are slow
         else:
             torch.backends.cudnn.benchmark = True  # shapes never change within a trial
         self._epochs: int = setup["epochs"]

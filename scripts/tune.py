@@ -320,7 +320,7 @@ def _race(
             soft_wrap=True,
         )
         return 128 + number
-    _finish(store, race, pool, settings, folder)
+    _finish(store, race, pool, settings, folder, console)
     return 0
 
 
@@ -365,15 +365,25 @@ def _check_budget(race: Race) -> None:
             )
 
 
-def _finish(store: Store, race: Race, pool: Any, settings: dict[str, Any], folder: Path) -> None:
+def _finish(
+    store: Store,
+    race: Race,
+    pool: Any,
+    settings: dict[str, Any],
+    folder: Path,
+    console: Console,
+) -> None:
     """Test each run's winner, once, and write the files and the picture."""
     outcomes = []
     for run in race.runs:
         best, test_score = run.scheduler.history.best, run.row.test_score
         if pool is not None and best is not None and test_score is None:
-            test_score = pool.test(best)
-            store.set_test_score(run.row.id, test_score)
-            store.commit(force=True)
+            try:
+                test_score = pool.test(best)
+                store.set_test_score(run.row.id, test_score)
+                store.commit(force=True)
+            except ValueError as error:  # the search itself is not lost for that
+                console.print(f"{run.name} {run.row.seed}: {error}", soft_wrap=True)
         outcomes.append(
             Outcome(run.row, run.scheduler.history, run.scheduler.budget.ledger, test_score)
         )

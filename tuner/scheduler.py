@@ -87,7 +87,8 @@ class Scheduler:
         self._view = history.view()
         self._in_flight: set[int] = set()
         self._failures = 0
-        self._best_before: int | None = None
+        ended = [t for t in history.finished if t.score is not None]
+        self._best_ended = max(ended, key=lambda t: (t.score, -t.number), default=None)
         self._base_ns = 0
         self._interrupted = False
         self.exhausted = False  # the searcher has nothing more to propose
@@ -166,7 +167,7 @@ class Scheduler:
                 return self._launch(replace(self.history[number], target=until_epoch))
             case Stop(number):
                 closed = self.history.close(number, TrialState.STOPPED, "stopped by the policy")
-                self._forget_if_useless(closed)
+                self._retire(closed)
                 return True
             case _:
                 return False
@@ -311,21 +312,27 @@ class Scheduler:
             )
 
     def _sweep(self, old: Trial) -> None:
-        """Discard what the batch made useless: superseded checkpoints and hopeless trials."""
+        """Discard what a batch of events made useless; `old` is a trial as it was before it."""
         new = self.history[old.number]
         if old.checkpoint is not None and old.checkpoint != new.checkpoint:
             self._runner.discard(old)
-        self._forget_if_useless(new)
-        best = self.history.best
-        if best is not None and best.number != self._best_before:
-            if self._best_before is not None:
-                self._forget_if_useless(self.history[self._best_before])
-            self._best_before = best.number
+        if new.state.is_final:
+            self._retire(new)
 
-    def _forget_if_useless(self, trial: Trial) -> None:
-        best = self.history.best
-        is_winner = best is not None and best.number == trial.number
-        if trial.state.is_final and not (is_winner and trial.checkpoint):
+    def _retire(self, trial: Trial) -> None:
+        """Of all trials that ended, keep the checkpoint of the best alone.
+
+        Not of the incumbent alone: one that is still training may yet get worse, and then the
+        best that ended is the incumbent again.
+        """
+        best = self._best_ended
+        if trial.score is None or trial.checkpoint is None:
+            self._runner.discard(trial)
+        elif best is None or trial.score > (best.score or 0.0):
+            self._best_ended = trial
+            if best is not None:
+                self._runner.discard(best)
+        else:
             self._runner.discard(trial)
 
 

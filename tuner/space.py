@@ -64,7 +64,9 @@ class Float:
         return float((value - self.low) / (self.high - self.low))
 
     def from_unit(self, unit: float) -> float:
-        """The value at coordinate `unit`, never outside [low, high] by rounding."""
+        """The value at coordinate `unit`: the ends exactly, and never outside by rounding."""
+        if unit in (0.0, 1.0):
+            return float(self.high if unit else self.low)
         if self.log:
             value = math.exp(math.log(self.low) + unit * (math.log(self.high) - math.log(self.low)))
         else:

@@ -267,13 +267,29 @@ def test_checkpoints_are_discarded_once_nothing_goes_on_from_them():
         epoch(0.6, checkpoint=marks[1], ends=True),  # the incumbent: kept
         epoch(0.3, checkpoint=marks[2]),
         epoch(0.4, checkpoint=marks[3], ends=True),  # worse, and over: gone
-        epoch(0.7, checkpoint=marks[4]),  # the new incumbent: trial 0 goes
-        epoch(0.8, checkpoint=marks[5], ends=True),
+        epoch(0.7, checkpoint=marks[4]),  # the new incumbent, but it may still get worse
+        epoch(0.8, checkpoint=marks[5], ends=True),  # it did not: trial 0 goes
     ]
     scheduler, runner = scripted(*answers, space=SearchSpace(a=Choice(("p", "q", "r"))))
     scheduler.run()
-    assert runner.discarded == [0, 1, 1, 0, 2]
+    assert runner.discarded == [0, 1, 1, 2, 0]
     assert scheduler.history.best.checkpoint == marks[5]
+
+
+def test_an_incumbent_that_gets_worse_gives_way_to_one_whose_checkpoint_is_there():
+    from tuner.trial import Checkpoint
+
+    marks = [Checkpoint(f"c{i}", "0") for i in range(4)]
+    answers = [
+        epoch(0.5, checkpoint=marks[0]),
+        epoch(0.6, checkpoint=marks[1], ends=True),
+        epoch(0.7, checkpoint=marks[2]),
+        epoch(0.55, checkpoint=marks[3], ends=True),
+    ]
+    scheduler, runner = scripted(*answers, space=SearchSpace(a=Choice(("p", "q"))))
+    scheduler.run()
+    assert scheduler.history.best.checkpoint == marks[1]
+    assert runner.discarded == [0, 1, 1]  # superseded, superseded, beaten
 
 
 def test_a_driver_that_died_is_charged_once_for_what_it_had_held(tmp_path):
