@@ -356,12 +356,11 @@ def _start_workers(
 def _check_budget(race: Race) -> None:
     """Refuse a budget that does not buy one epoch; nothing has been trained yet."""
     for run in race.runs:
-        epoch_ns = run.scheduler.expected_epoch_ns
-        if len(run.scheduler.history) == 0 and run.scheduler.budget.remaining_ns < epoch_ns:
+        if len(run.scheduler.history) == 0 and not run.can_go_on:
             raise ValueError(
                 f"the budget of {to_minutes(run.row.budget_ns or 0):g} minutes is too small: "
-                f"starting up took {to_minutes(run.scheduler.budget.spent_ns):.3f} and one epoch "
-                f"takes about {to_minutes(epoch_ns):.3f}"
+                f"starting up took {to_minutes(run.recorder.budget.spent_ns):.3f} and one epoch "
+                f"takes about {to_minutes(run.scheduler.expected_epoch_ns):.3f}"
             )
 
 

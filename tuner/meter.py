@@ -14,7 +14,7 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
     """
     whole = sum(weights)
     if whole <= 0:
-        return [total, *[0] * (len(weights) - 1)]
+        return [] if not weights else [total, *[0] * (len(weights) - 1)]
     edges, running = [0], 0
     for weight in weights:
         running += weight

@@ -31,6 +31,11 @@ class Run:
         """The searcher, as it was asked for."""
         return self.row.searcher
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the budget is expected to buy another epoch."""
+        return self.recorder.budget.remaining_ns >= self.scheduler.expected_epoch_ns
+
 
 class Race:
     """Runs that share a device, one at a time, the least served first.
@@ -72,9 +77,15 @@ class Race:
             self.current.scheduler.interrupt()
 
     def share_warm_up(self, device_ns: int) -> None:
-        """Charge the start of the workers to all unfinished runs in equal parts."""
-        for run, part in zip(self.runs, apportion(device_ns, [1] * len(self.runs)), strict=True):
-            run.recorder.charge({Kind.WARM_UP: part}, None)
+        """Charge the start of the workers, in equal parts, to all runs that can still use them.
+
+        A run whose budget does not buy another epoch pays nothing (its winner may still have to
+        be tested), and none pays more than it has.
+        """
+        users = [run for run in self.runs if run.can_go_on]
+        for run, part in zip(users, apportion(device_ns, [1] * len(users)), strict=True):
+            paid = min(part, run.recorder.budget.remaining_ns)
+            run.recorder.charge({Kind.WARM_UP: paid}, None)
             run.recorder.commit()
 
 

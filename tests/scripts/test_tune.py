@@ -464,3 +464,13 @@ def test_the_script_runs_from_any_folder(tmp_path):
     assert process.returncode == 0, process.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "summary.json").exists()
+
+
+def test_resuming_a_finished_race_charges_nothing_and_changes_nothing(tmp_path, real):
+    out = tmp_path / "run"
+    request = [*real, "--searchers", "random", "--budget-minutes", 0.1, "--quiet", "--out", out]
+    assert start(*request).wait(timeout=90) == 0
+    names = ("summary.json", "trials.csv", "curves.csv", "best_config.json")
+    before = {name: (out / name).read_bytes() for name in names}
+    assert start("--resume", out, "--quiet").wait(timeout=60) == 0
+    assert {name: (out / name).read_bytes() for name in names} == before
