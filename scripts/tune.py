@@ -390,7 +390,7 @@ def _finish(
     from tuner.plots import draw_race
 
     what = settings["landscape"] or settings["data"]
-    draw_race(folder / "race.png", outcomes, settings["unit"], f"{what}: {settings['device']}")
+    draw_race(folder / "race.png", outcomes, settings["unit"], f"{what} on {settings['device']}")
 
 
 @contextmanager
