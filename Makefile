@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.built
 
-.PHONY: setup race test check clean
+.PHONY: setup race test lint check clean
 
 setup: $(STAMP)
 
@@ -18,11 +18,12 @@ race: $(STAMP)  ## grid, random and Bayesian search on real training, one device
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test
 
 clean:
 	rm -rf .venv build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -22,8 +22,11 @@ def save(directory: Path, stem: str, arrays: dict[str, NDArray[Any]]) -> tuple[s
 
     The name ends in the hash, so that no file is ever overwritten by one with other content.
     """
+    for name, array in arrays.items():
+        if array.dtype.hasobject:  # savez would pickle it
+            raise ValueError(f"a checkpoint holds numbers, but {name} holds objects")
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{sha256[:12]}.npz"

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,9 @@ def prepare(name: str, root: Path) -> None:
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
+        (root / ".lock").touch()
     except OSError as error:
-        raise ValueError(f"the data folder {root} cannot be made: {error}") from error
+        raise ValueError(f"the data folder {root} cannot be written to: {error}") from error
     with waiting_lock(root / ".lock"):
         if name == "fashion_mnist":
             _unpack_fashion_mnist(root)
@@ -151,7 +153,7 @@ def _open(name: str, root: Path, *, train: bool, download: bool) -> Split:
         data = getattr(torchvision.datasets, source.torchvision)(
             str(root), download=download, **source.part(train)
         )
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, AssertionError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(
             f"data set {name!r} was not found in {root} and could not be fetched ({reason}); "
@@ -175,9 +177,13 @@ def _unpack_fashion_mnist(root: Path) -> None:
         if not target.exists():
             raw.mkdir(parents=True, exist_ok=True)
             temporary = target.with_suffix(".tmp")
-            with gzip.open(packed) as source, open(temporary, "wb") as file:
-                shutil.copyfileobj(source, file)
-            temporary.replace(target)
+            try:
+                with gzip.open(packed) as source, open(temporary, "wb") as file:
+                    shutil.copyfileobj(source, file)
+                temporary.replace(target)
+            except (OSError, EOFError, zlib.error) as error:
+                temporary.unlink(missing_ok=True)
+                raise ValueError(f"{packed} is damaged or cannot be unpacked: {error}") from error
 
 
 def make_sample(root: Path, path: Path = SAMPLE) -> dict[str, Any]:
@@ -191,7 +197,7 @@ def make_sample(root: Path, path: Path = SAMPLE) -> dict[str, Any]:
     for part, (split, index) in parts.items():
         arrays[f"{part}_images"] = split.images[index, 0]
         arrays[f"{part}_labels"] = split.labels[index].astype(np.uint8)
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     card = {
         "data": "Fashion-MNIST, a stratified sample; validation is from the training set",
         "images": {part: len(index) for part, (_, index) in parts.items()},

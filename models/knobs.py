@@ -60,7 +60,7 @@ def make_space(names: Iterable[str], ranges: Iterable[str] = ()) -> SearchSpace:
     that cannot be read, and one that a training cannot use.
     """
     chosen: dict[str, Domain] = {
-        name: pick(name, KNOBS, "knob").domain for name in names if name.strip()
+        name: pick(name, KNOBS, "knob").domain for name in map(str.strip, names) if name
     }
     for text in ranges:
         name, equals, written = text.partition("=")
@@ -76,7 +76,10 @@ def parse_domain(name: str, text: str) -> Domain:
     if "," in text:
         values = [_number(name, part) for part in text.split(",")]
         _check_bounds(name, values)
-        return Choice(tuple(values))
+        try:
+            return Choice(tuple(values))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     parts = text.split(":")
     if len(parts) not in (2, 3) or (len(parts) == 3 and parts[2] != "log"):
         raise ValueError(

@@ -193,7 +193,8 @@ class Trainer:
         arrays["random.cpu"] = torch.get_rng_state()
         if self._data.device.type == "cuda":
             arrays["random.cuda"] = torch.cuda.get_rng_state(self._data.device)
-        host = {k: v.detach().cpu().contiguous().numpy() for k, v in arrays.items()}
+        # Copies: what lies on the CPU already would go on changing with the training.
+        host = {k: v.detach().cpu().contiguous().numpy().copy() for k, v in arrays.items()}
         host["progress"] = np.array([self.epoch, self.batch], dtype=np.int64)
         return host
 

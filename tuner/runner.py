@@ -194,10 +194,8 @@ class FunctionRunner:
             score = float(next(generator)) * self._sign
         except StopIteration:
             return [*idle, self._end(number, EventKind.EXHAUSTED, "")]
-        except (MemoryError, ArithmeticError) as error:
-            return [*idle, self._end(number, EventKind.INFEASIBLE, _describe(error))]
         except Exception as error:
-            return [*idle, self._end(number, EventKind.FAILED, _describe(error))]
+            return [*idle, self._end(number, _blame(error), _describe(error))]
         if not math.isfinite(score):
             return [*idle, self._end(number, EventKind.INFEASIBLE, f"score {score}")]
         epoch += 1
@@ -245,6 +243,14 @@ def _epochs(train: TrainFunction, config: Config) -> Generator[float, None, None
         yield from result
     else:
         yield result
+
+
+def _blame(error: Exception) -> EventKind:
+    """Whose fault an exception is: the configuration's, or the function's."""
+    # PyTorch's error is known by its name, so that nobody has to load PyTorch for it.
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    own_fault = is_memory or isinstance(error, ArithmeticError)
+    return EventKind.INFEASIBLE if own_fault else EventKind.FAILED
 
 
 def _describe(error: BaseException) -> str:

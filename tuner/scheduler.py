@@ -129,18 +129,21 @@ class Scheduler:
                 over = turn_ns is not None and self.held_ns - self._base_ns >= turn_ns
                 if not over and not self._interrupted:
                     self._fill_slots()
-                if not self._in_flight and (self._runner.free_slots or over or self._interrupted):
-                    break
+                stuck = not self._runner.free_slots and self._affordable_epochs(None)
+                if not self._in_flight and (over or self._interrupted or not stuck):
+                    break  # else a worker is being started, and the budget can wait for it
                 if over and stopping != self._in_flight:
                     for number in self._in_flight - stopping:
                         self._runner.stop(number)
                     stopping = set(self._in_flight)
                 self._settle(self._runner.wait())
                 stopping &= self._in_flight
-        finally:
-            for event in self._runner.release():
-                self._recorder.charge(event.costs, None)
-            self._recorder.commit()
+        except BaseException:
+            self._runner.release()  # and record nothing: a transaction may be half written
+            raise
+        for event in self._runner.release():
+            self._recorder.charge(event.costs, None)
+        self._recorder.commit()
         self.finished = not self._interrupted and not over
         if self.finished:
             for trial in self.history.running:
@@ -235,16 +238,18 @@ class Scheduler:
 
     def _settle(self, events: list[Event]) -> None:
         """Record a batch of events in one transaction."""
-        before = {e.number: self.history[e.number] for e in events if e.number is not None}
+        changes = []
         for event in events:
             self._recorder.charge(event.costs, event.number)
             if event.number is not None:
+                old = self.history[event.number]
                 self._record(event)
+                changes.append((old, self.history[event.number]))
         if events:
             self._recorder.read(self._runner.clock)
             self._recorder.commit()
-            for old in before.values():
-                self._sweep(old)
+            for old, new in changes:
+                self._sweep(old, new)
             self._on_change()
         self._recorder.held(self.held_ns)
         if self._failures >= MAX_FAILURES_IN_A_ROW:
@@ -273,13 +278,16 @@ class Scheduler:
                 clock=event.clock,
                 reserved_ns=max(0, trial.reserved_ns - cost_ns),
                 checkpoint=event.checkpoint or trial.checkpoint,
+                midway=None,
             )
         if event.ends:
             self._in_flight.discard(number)
             self.budget.release(number)
             self._end(self.history[number], event)
-        if event.kind in (EventKind.FAILED, EventKind.EPOCH):
-            self._failures = self._failures + 1 if event.kind is EventKind.FAILED else 0
+        if self.history[number].state is TrialState.FAILED:
+            self._failures += 1
+        elif event.kind is EventKind.EPOCH:
+            self._failures = 0
 
     def _end(self, trial: Trial, event: Event) -> None:
         """Put a trial that gave its slot back into the state that the event leaves it in."""
@@ -289,6 +297,8 @@ class Scheduler:
             state = TrialState.COMPLETED if is_complete else TrialState.PAUSED
             self.history.update(number, state=state, clock=None)
         elif kind in FINAL_STATE:
+            paid_ns = trial.partial_ns + sum(event.costs.values())
+            self.history.update(number, partial_ns=paid_ns)
             self.history.close(number, FINAL_STATE[kind], event.reason)
         elif kind is EventKind.INTERRUPTED:
             faults = trial.faults + 1
@@ -296,7 +306,7 @@ class Scheduler:
             self.history.update(
                 number,
                 state=TrialState.FAILED if gone else TrialState.INTERRUPTED,
-                reason=f"{faults} workers ended: {event.reason}" if gone else event.reason,
+                reason=f"{faults} times: {event.reason}" if gone else event.reason,
                 faults=faults,
                 clock=None,
             )
@@ -308,14 +318,15 @@ class Scheduler:
                 reason=event.reason,
                 clock=event.clock,
                 partial_ns=trial.partial_ns + sum(kept.values()),
-                checkpoint=event.checkpoint or trial.checkpoint,
+                midway=event.checkpoint or trial.midway,
             )
 
-    def _sweep(self, old: Trial) -> None:
-        """Discard what a batch of events made useless; `old` is a trial as it was before it."""
-        new = self.history[old.number]
+    def _sweep(self, old: Trial, new: Trial) -> None:
+        """Discard what an event made useless, by the trial as it was before and after it."""
         if old.checkpoint is not None and old.checkpoint != new.checkpoint:
-            self._runner.discard(old)
+            self._runner.discard(replace(old, midway=None))
+        if old.midway is not None and old.midway != new.midway:
+            self._runner.discard(replace(old, checkpoint=None))
         if new.state.is_final:
             self._retire(new)
 

@@ -29,7 +29,8 @@ _SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE run (
     id INTEGER PRIMARY KEY, searcher TEXT NOT NULL, seed INTEGER NOT NULL, space TEXT NOT NULL,
-    max_epochs INTEGER, budget_ns INTEGER, clock INTEGER NOT NULL DEFAULT 0, test_score REAL
+    max_epochs INTEGER, budget_ns INTEGER, clock INTEGER NOT NULL DEFAULT 0,
+    test_score REAL, tested TEXT
 ) STRICT;
 CREATE TABLE trial (
     run INTEGER NOT NULL REFERENCES run, number INTEGER NOT NULL, config TEXT NOT NULL,
@@ -37,7 +38,7 @@ CREATE TABLE trial (
     started_ns INTEGER NOT NULL, granted INTEGER NOT NULL, reserved_ns INTEGER NOT NULL,
     clock INTEGER, partial_ns INTEGER NOT NULL,
     faults INTEGER NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL,
-    checkpoint TEXT, sha256 TEXT,
+    checkpoint TEXT, sha256 TEXT, midway TEXT, midway_sha256 TEXT,
     PRIMARY KEY (run, number)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE observation (
@@ -73,6 +74,7 @@ class RunRow:
     budget_ns: int | None
     clock: int
     test_score: float | None
+    tested: str | None  # the SHA-256 of the checkpoint that has this test score
 
 
 class Store:
@@ -99,6 +101,8 @@ class Store:
         self._committed = time.monotonic()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+            if not create:
+                self._check()  # before a pragma could change a file that is not ours
             # The rollback journal, not WAL, whose reset bug was fixed only in SQLite 3.51.3.
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -109,8 +113,6 @@ class Store:
                     self._db.execute(statement)
                 self.set_meta("schema", SCHEMA_VERSION)
                 self.commit(force=True)
-            else:
-                self._check()
             with open(path.with_name(path.name + ".held"), "a+b") as file:
                 file.truncate(8 * 4096)
                 self._held = memoryview(mmap.mmap(file.fileno(), 8 * 4096)).cast("q")
@@ -158,13 +160,15 @@ class Store:
             "INSERT INTO run (searcher, seed, space, max_epochs, budget_ns) VALUES (?, ?, ?, ?, ?)",
             (searcher, seed, json.dumps(space.to_json()), max_epochs, budget_ns),
         )
-        return RunRow(cursor.lastrowid or 0, searcher, seed, space, max_epochs, budget_ns, 0, None)
+        return RunRow(
+            cursor.lastrowid or 0, searcher, seed, space, max_epochs, budget_ns, 0, None, None
+        )
 
     def runs(self) -> list[RunRow]:
         """All runs in the order in which they were added."""
         rows = self._db.execute(
-            "SELECT id, searcher, seed, space, max_epochs, budget_ns, clock, test_score FROM run "
-            "ORDER BY id"
+            "SELECT id, searcher, seed, space, max_epochs, budget_ns, clock, test_score, tested "
+            "FROM run ORDER BY id"
         )
         return [
             RunRow(i, name, seed, SearchSpace.from_json(json.loads(space)), *rest)
@@ -179,9 +183,11 @@ class Store:
         """Keep the reading of a run's virtual clock."""
         self._db.execute("UPDATE run SET clock = ? WHERE id = ?", (clock, run))
 
-    def set_test_score(self, run: int, score: float) -> None:
-        """Keep the test accuracy of a run's winner."""
-        self._db.execute("UPDATE run SET test_score = ? WHERE id = ?", (score, run))
+    def set_test_score(self, run: int, score: float, tested: str) -> None:
+        """Keep the test accuracy of a run's winner, with the hash of what was tested."""
+        self._db.execute(
+            "UPDATE run SET test_score = ?, tested = ? WHERE id = ?", (score, tested, run)
+        )
 
     # -- what happened ---------------------------------------------------------------------------
 
@@ -199,8 +205,8 @@ class Store:
                 curves.setdefault(number, []).append(observation)
             for row in self._db.execute(
                 "SELECT number, config, seed, target, state, started_ns, granted, reserved_ns, "
-                "clock, partial_ns, faults, reason, note, checkpoint, sha256 FROM trial "
-                "WHERE run = ? ORDER BY number",
+                "clock, partial_ns, faults, reason, note, checkpoint, sha256, midway, "
+                "midway_sha256 FROM trial WHERE run = ? ORDER BY number",
                 (run.id,),
             ):
                 history.restore(_trial_of(row, tuple(curves.get(row[0], ()))))
@@ -221,9 +227,9 @@ class Store:
 
     def put_trial(self, run: int, trial: Trial) -> None:
         """Write a trial's row, all but its curve."""
-        mark = trial.checkpoint
+        mark, midway = trial.checkpoint, trial.midway
         self._db.execute(
-            "INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 18)})",  # noqa: S608
             (
                 run,
                 trial.number,
@@ -241,6 +247,8 @@ class Store:
                 trial.note,
                 mark.name if mark else None,
                 mark.sha256 if mark else None,
+                midway.name if midway else None,
+                midway.sha256 if midway else None,
             ),
         )
 
@@ -276,8 +284,9 @@ class Store:
         return self._held[run] if run < len(self._held) else 0
 
     def close(self) -> None:
-        """Commit, close the file and let go of the lock."""
-        self._db.execute("COMMIT")
+        """Close the file and let go of the lock; what was not committed is dropped."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
         self._db.close()
         self._lock.release()
 
@@ -315,7 +324,7 @@ class StoredHistory(History):
 
 
 def _trial_of(row: tuple[Any, ...], curve: tuple[Observation, ...]) -> Trial:
-    number, config, seed, target, state, *numbers_and_text, checkpoint, sha256 = row
+    number, config, seed, target, state, *more, checkpoint, sha256, midway, midway_sha256 = row
     if any(not math.isfinite(o.score) for o in curve):
         raise ValueError(f"trial {number} has a score that is no number")
     return Trial(
@@ -325,8 +334,9 @@ def _trial_of(row: tuple[Any, ...], curve: tuple[Observation, ...]) -> Trial:
         target,
         TrialState[state],
         curve,
-        *numbers_and_text,  # type: ignore[call-arg]
+        *more,  # type: ignore[call-arg]
         Checkpoint(checkpoint, sha256) if checkpoint else None,
+        Checkpoint(midway, midway_sha256) if midway else None,
     )
 
 

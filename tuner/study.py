@@ -69,7 +69,7 @@ class Study:
             self._history = History(max_epochs, budget_ns)
             self._recorder = Recorder(Budget(budget_ns))
         else:
-            row = RunRow(0, searcher, seed, self.space, max_epochs, budget_ns, 0, None)
+            row = RunRow(0, searcher, seed, self.space, max_epochs, budget_ns, 0, None, None)
             self._open(Path(path), row, mode)
 
     def _open(self, path: Path, wanted: RunRow, mode: str) -> None:
@@ -88,12 +88,13 @@ class Study:
                 ]
                 store.set_meta("mode", mode)
             row = rows[0]
-            kept = (row.space, row.searcher, row.seed, store.meta("mode"), len(rows))
-            asked = (wanted.space, wanted.searcher, wanted.seed, mode, 1)
+            mode_kept = store.meta("mode")
+            kept = (row.space, row.searcher, row.seed, row.max_epochs, mode_kept, len(rows))
+            asked = (wanted.space, wanted.searcher, wanted.seed, wanted.max_epochs, mode, 1)
             if kept != asked:
                 raise ValueError(
-                    f"{path} holds another study: (space, searcher, seed, mode, runs) is {kept}, "
-                    f"and {asked} was asked for"
+                    f"{path} holds another study: (space, searcher, seed, max_epochs, mode, runs) "
+                    f"is {kept}, and {asked} was asked for"
                 )
             if wanted.budget_ns is not None and wanted.budget_ns != row.budget_ns:
                 store.set_budget(row.id, wanted.budget_ns)
@@ -149,6 +150,7 @@ class Study:
             ValueError: no such trial, one that has ended, a score that is missing or no finite
                 number, negative minutes, or an unknown state.
         """
+        score = None if score is None else float(score)
         states = {s.name.lower(): s for s in TrialState if s.is_final}
         final = pick(state.lower(), states, "state to tell")
         needs_score = final in (TrialState.COMPLETED, TrialState.STOPPED)
@@ -164,7 +166,7 @@ class Study:
                 f"trial {number} is not waiting for a result: asked and not yet told "
                 f"are {[t.number for t in self._history.running]}"
             )
-        cost_ns = to_ns(minutes)
+        cost_ns = to_ns(float(minutes))
         self._recorder.charge({Kind.TRAIN: cost_ns}, number)
         if score is not None and math.isfinite(score):
             trial = self._history[number]
@@ -179,13 +181,15 @@ class Study:
 
         Raises ValueError where the configuration is not in the space or the score not finite.
         """
+        # NumPy's numbers as plain ones, which JSON can write.
+        config = {k: getattr(v, "item", lambda v=v: v)() for k, v in config.items()}
         self.space.check(config)
         if not math.isfinite(score):
             raise ValueError(f"a score is a finite number, got {score}")
         number = len(self._history)
         target = self._history.max_epochs or UNLIMITED
         self._history.start(
-            Trial(number, dict(config), derive_seed(self._seed, number), target, note="added")
+            Trial(number, config, derive_seed(self._seed, number), target, note="added")
         )
         self.tell(number, score, minutes)
         return self._outward(self._history[number])

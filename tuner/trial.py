@@ -70,10 +70,12 @@ class Trial:
         reserved_ns: what is still held back for it.
         clock: the runner's reading when the epoch in flight began, None where none is; a replay
             goes on from it.
-        partial_ns: device time paid since the last observation, kept in a mid-epoch checkpoint.
+        partial_ns: device time paid since the last observation.
         faults: how many workers died under it.
         reason: why it is in its state, where that is not plain.
         note: why its configuration did not come from the searcher's model, where it did not.
+        checkpoint: of the last finished epoch, whose score is the trial's.
+        midway: of the epoch in progress, where it was broken off; training goes on from there.
     """
 
     number: int
@@ -91,6 +93,7 @@ class Trial:
     reason: str = ""
     note: str = ""
     checkpoint: Checkpoint | None = None
+    midway: Checkpoint | None = None
 
     @property
     def epoch(self) -> int:

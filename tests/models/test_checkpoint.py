@@ -185,7 +185,7 @@ class TouchesAFile:
 
 def test_an_array_of_objects_is_not_saved(tmp_path):
     objects = np.array([TouchesAFile(tmp_path / "touched"), None])
-    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+    with pytest.raises(ValueError, match="objects holds objects"):
         checkpoint.save(tmp_path, "run", {"fine": np.arange(3), "objects": objects})
     assert list(tmp_path.iterdir()) == []
 

@@ -274,7 +274,7 @@ def test_reading_an_absent_set_fetches_nothing_and_names_the_folder(tmp_path, na
 
 def test_a_data_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ValueError, match="cannot be made") as caught:
+    with pytest.raises(ValueError, match="cannot be written to") as caught:
         data.prepare("mnist", tmp_path / "file")
     assert str(tmp_path / "file") in str(caught.value)
 

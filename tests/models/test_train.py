@@ -246,6 +246,7 @@ def test_augmenting_draws_shifts_up_to_2_pixels_and_mirrors_only_what_may_be_mir
     trainer.run_epoch(go_on)
     assert len(first) == 300
     assert drawn[300:] != first  # an epoch has draws of its own
+    assert first[:100] != first[100:200]  # and so has a batch
     down, right, mirror = (set(values) for values in zip(*drawn, strict=True))
     assert down == right == {-2, -1, 0, 1, 2}
     assert mirror == ({0, 1} if flips else {0})

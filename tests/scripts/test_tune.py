@@ -231,7 +231,7 @@ def check_ledgers(summary, folder):
 def test_a_real_race_on_small_data(tmp_path, real):
     out = tmp_path / "run"
     process = start(
-        *real, "--budget-minutes", 0.15, "--knobs", "learning_rate,layers", "--out", out
+        *real, "--budget-minutes", 0.12, "--knobs", "learning_rate,layers", "--out", out
     )
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
@@ -251,7 +251,7 @@ def test_a_real_race_on_small_data(tmp_path, real):
 def test_a_real_race_killed_now_and_then_loses_no_epoch_and_charges_none_twice(tmp_path, real):
     out = tmp_path / "run"
     request = [*real, "--searchers", "random,bayes", "--slots", 1, "--seed", 5]
-    process = start(*request, "--budget-minutes", 0.6, "--out", out)
+    process = start(*request, "--budget-minutes", 0.25, "--out", out)
     observed, proposed = {}, {}
     epochs = "SELECT run, number, epoch, score, device_ns FROM observation"
     for delay in (0.013, 0.031):
@@ -292,7 +292,7 @@ def check_proposals(folder):
 
 def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, real):
     out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.3]
+    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.2]
     process = start(*request, "--out", out)
     wait_for_epochs(process, out, 3)
     process.send_signal(signal.SIGINT)

@@ -217,7 +217,7 @@ def test_an_interrupted_trial_goes_on_from_its_last_epoch_at_most_three_times():
     scheduler.run()
     (trial,) = scheduler.history
     assert trial.state is TrialState.FAILED
-    assert trial.reason == "4 workers ended: killed by SIGSEGV"
+    assert trial.reason == "4 times: killed by SIGSEGV"
     assert runner.launched == [(0, 0, 2), (0, 1, 2), (0, 1, 2), (0, 1, 2)]
     assert scheduler.budget.ledger[Kind.LOST] == 16
 

@@ -4,12 +4,15 @@ import copy
 import itertools
 import pickle
 import random
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
 from tuner.searchers.grid import lattice_size
@@ -245,22 +248,45 @@ def test_scores_are_clamped_just_under_the_median():
     np.testing.assert_allclose(shown, [0.8, 0.67, 0.67, 0.9, 0.67])
 
 
-def test_log_expected_improvement_has_its_known_value():
-    """EI is 0.19780 at mean -0.5, sigma 1, best 0: sigma (phi(z) + z Phi(z)) with z = -0.5."""
-    from botorch.utils.testing import MockModel, MockPosterior
-    from scipy.stats import norm
+def joint_posterior(mean, covariance):
+    """A model that says the same of any pair of points."""
+    as_tensor = partial(torch.tensor, dtype=torch.float64)
+    distribution = SimpleNamespace(covariance_matrix=as_tensor([covariance]))
+    posterior = SimpleNamespace(mean=as_tensor([mean])[..., None], distribution=distribution)
+    return SimpleNamespace(posterior=lambda _: posterior)
 
-    from tuner.searchers.bayes import LogExpectedImprovement
 
-    by_hand = norm.pdf(-0.5) - 0.5 * norm.cdf(-0.5)
-    assert by_hand == pytest.approx(0.19780, abs=1e-5)
-    posterior = MockPosterior(
-        mean=torch.tensor([[-0.5]], dtype=torch.float64),
-        variance=torch.ones(1, 1, dtype=torch.float64),
-    )
-    acquisition = LogExpectedImprovement(MockModel(posterior), best_f=0.0)
-    value = acquisition(torch.zeros(1, 1, dtype=torch.float64))
-    assert float(value.exp()) == pytest.approx(by_hand, rel=1e-6)
+@pytest.mark.parametrize(
+    ("mean", "covariance", "expected"),
+    [
+        # A known incumbent: 0.19780, which is sigma (phi(z) + z Phi(z)) with z = -0.5.
+        ([-0.5, 0.0], [[1.0, 0.0], [0.0, 0.0]], norm.pdf(-0.5) - 0.5 * norm.cdf(-0.5)),
+        # An uncertain one: the difference has variance 0.6 + 0.4 - 2 * 0.3 = 0.4.
+        (
+            [0.1, 0.3],
+            [[0.6, 0.3], [0.3, 0.4]],
+            0.4**0.5 * norm.pdf(-0.2 / 0.4**0.5) - 0.2 * norm.cdf(-0.2 / 0.4**0.5),
+        ),
+    ],
+)
+def test_the_improvement_over_the_incumbent_has_its_known_value(mean, covariance, expected):
+    from tuner.searchers.bayes import LogImprovementOverIncumbent
+
+    model = joint_posterior(mean, covariance)
+    acquisition = LogImprovementOverIncumbent(model, torch.zeros(1, dtype=torch.float64))
+    value = acquisition(torch.ones(1, 1, 1, dtype=torch.float64))
+    assert float(value.exp()) == pytest.approx(expected, rel=1e-6)
+    if mean[0] < 0:
+        assert expected == pytest.approx(0.19780, abs=1e-5)
+
+
+def test_measuring_the_incumbent_again_is_no_improvement():
+    from tuner.searchers.bayes import LogImprovementOverIncumbent, fit
+
+    x = torch.rand(14, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = fit(x, torch.sin(5 * x[:, :1]), choices=[])
+    acquisition = LogImprovementOverIncumbent(model, x[3])
+    assert float(acquisition(x[3:4, None]).exp()) < 1e-5
 
 
 def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
@@ -274,8 +300,8 @@ def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
     star = generator.random((5, 2))
     posterior = model.posterior(torch.from_numpy(star))
     scale = model.covar_module.lengthscale.detach().numpy()
-    noise = float(model.likelihood.noise)
-    mu = float(model.mean_module.constant)
+    noise = float(model.likelihood.noise.detach())
+    mu = float(model.mean_module.constant.detach())
 
     def kernel(a, b):
         return np.exp(-0.5 * (((a[:, None] - b[None]) / scale) ** 2).sum(-1))
@@ -329,7 +355,7 @@ def test_a_fit_that_fails_falls_back_and_says_so(monkeypatch):
         raise ModelFittingError("no fit")
 
     searcher = make_searcher("bayes", REAL, 0)
-    history = grow(History(), REAL, searcher, 6)
+    history = grow(History(), REAL, searcher, 11)
     assert searcher.fallback == ""
     monkeypatch.setattr(bayes, "fit", refuse)
     config = searcher.propose(history.view())
@@ -345,7 +371,7 @@ def test_a_bug_in_the_searcher_is_not_taken_for_a_failed_fit(monkeypatch):
     from tuner.searchers import bayes
 
     searcher = make_searcher("bayes", REAL, 0)
-    history = grow(History(), REAL, searcher, 6)
+    history = grow(History(), REAL, searcher, 11)
     monkeypatch.setattr(bayes, "fit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         searcher.propose(history.view())

@@ -26,6 +26,7 @@ def fill(path):
     history.close(1, TrialState.INFEASIBLE, "the loss is not finite")
     store.charge(row.id, {Kind.TRAIN: 21, Kind.SEARCH: 2}, 0)
     store.charge(row.id, {Kind.LOST: 5}, None)
+    store.commit()
     store.close()
     return history.trials
 
@@ -48,8 +49,7 @@ def test_what_was_not_committed_is_not_there(path):
     store = Store(path, create=False)
     history = store.history(store.runs()[0])
     history.start(Trial(2, {"x": 0.5, "y": 0.5}, 1, 5))
-    store._db.close()
-    store._lock.release()
+    store.close()
     store = Store(path, create=False)
     assert len(store.history(store.runs()[0])) == 2
     store.close()

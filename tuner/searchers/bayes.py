@@ -1,4 +1,4 @@
-"""Bayesian optimisation: a Gaussian process by BoTorch, and the logarithm of expected improvement.
+"""Bayesian optimisation: a Gaussian process and the log of noisy expected improvement, by BoTorch.
 
 Notation: n data, d knobs, b starting points of a local search. All tensors are float64.
 """
@@ -9,6 +9,7 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,13 @@ from tuner.trial import HistoryView, Trial, TrialState
 
 with warnings.catch_warnings():  # linear_operator compiles a few functions the deprecated way
     warnings.simplefilter("ignore", FutureWarning)
-    from botorch.acquisition import AcquisitionFunction, LogExpectedImprovement
-    from botorch.acquisition.logei import qLogExpectedImprovement
+    from botorch.acquisition import AcquisitionFunction
+    from botorch.acquisition.analytic import _log_ei_helper
     from botorch.exceptions import ModelFittingError
+    from botorch.exceptions.errors import OptimizationGradientError
     from botorch.fit import fit_gpytorch_mll
     from botorch.generation.gen import gen_candidates_scipy
     from botorch.models import MixedSingleTaskGP, SingleTaskGP
-    from botorch.sampling import SobolQMCNormalSampler
     from gpytorch.mlls import ExactMarginalLogLikelihood
     from linear_operator.utils.errors import NanError, NotPSDError
 
@@ -40,20 +41,28 @@ Real learning-rate landscapes end in a cliff, and a Gaussian process that is sho
 itself on it. What lies well below the median is all equally uninteresting, and is shown as equal.
 """
 
-_FIT_ERRORS = (ModelFittingError, NotPSDError, NanError, torch.linalg.LinAlgError)
+_FIT_ERRORS = (
+    ModelFittingError,
+    OptimizationGradientError,
+    NotPSDError,
+    NanError,
+    torch.linalg.LinAlgError,
+)
 # The likelihood is per datum: a relative gain under 1e-3 is far below what n data can tell.
 _FIT_OPTIONS = {"ftol": 1e-3, "gtol": 1e-3, "maxiter": 100}
 _RAW_POINTS = 512
 _LOCAL_POINTS = 64  # around each of the best data
 _STARTS = 3
-_MC_SAMPLES = 64
+_APART = 1e-3  # proposals closer than this to a trial, in the unit cube, would tell nothing new
 _COUNTABLE = 4096  # a space with at most so many configurations is searched whole
 
 
 class BayesSearcher:
-    """Log expected improvement (Ament et al., 2023) under a Gaussian process.
+    """Noisy expected improvement, in its logarithmic form, under a Gaussian process.
 
-    - The first max(5, 2 d) trials are a scrambled Sobol sequence.
+    Letham et al. (2019) for the noise, Ament et al. (2023) for the logarithm.
+
+    - The first max(10, 2 d) trials are a scrambled Sobol sequence.
     - The process has BoTorch's dimension-scaled log-normal prior on its lengthscales (Hvarfner et
       al., 2024) and learns its noise; choice knobs get a categorical kernel.
     - Completed and stopped trials are data with their latest score; infeasible ones are data at
@@ -66,7 +75,7 @@ class BayesSearcher:
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self._space, self._seed = space, seed
-        self._start = max(5, 2 * len(space))
+        self._start = max(10, 2 * len(space))
         self._choices = [i for i, dom in enumerate(space.values()) if isinstance(dom, Choice)]
         self._real = [i for i, dom in enumerate(space.values()) if isinstance(dom, Float)]
         self.fallback = ""
@@ -109,24 +118,30 @@ class BayesSearcher:
         acquisition = self._acquisition(model, x, pending, seed)
         with torch.no_grad():
             values = acquisition(raw.unsqueeze(1))  # r
-        order = torch.argsort(values, descending=True, stable=True)
-        starts = raw[order[:_STARTS]]  # b x d
-        best = self._refine(acquisition, starts) if self._real else starts[:1]
-        return self._decode(best)
+        ranked = raw[torch.argsort(values, descending=True, stable=True)]  # r x d
+        if not self._real:
+            return self._decode(ranked[:1])
+        ends = self._refine(acquisition, ranked[:_STARTS])
+        visited = self._encode(self._space.to_unit([t.config for t in history]))
+        for point in torch.cat([ends, ranked]):
+            if (visited - point).abs().amax(1).min() > _APART:
+                return self._decode(point[None])
+        return self._decode(ranked[:1])
 
     def _acquisition(
-        self, model: SingleTaskGP, x: Tensor, pending: list[Config], seed: int
+        self, model: Any, x: Tensor, pending: list[Config], seed: int
     ) -> AcquisitionFunction:
-        # The incumbent by posterior mean: the best noisy score is partly luck.
-        best_f = model.posterior(x).mean.max().detach()
-        if not pending:
-            return LogExpectedImprovement(model, best_f=best_f)
-        return qLogExpectedImprovement(
-            model,
-            best_f=best_f,
-            sampler=SobolQMCNormalSampler(torch.Size([_MC_SAMPLES]), seed=seed % (1 << 31)),
-            X_pending=self._encode(self._space.to_unit(pending)),
-        )
+        candidates = x
+        if pending:
+            # Pending trials are believed to yield what the model expects of them, and any of
+            # them may be the incumbent: what is sought is an improvement over those as well.
+            waiting = self._encode(self._space.to_unit(pending))  # p x d
+            with torch.no_grad():
+                believed = model.posterior(waiting).mean  # p x 1
+            model = model.condition_on_observations(waiting, believed)
+            candidates = torch.cat([x, waiting])
+        mean = model.posterior(candidates).mean.squeeze(-1)  # n + p
+        return LogImprovementOverIncumbent(model, candidates[mean.argmax()])
 
     # -- candidates ------------------------------------------------------------------------------
 
@@ -171,13 +186,15 @@ class BayesSearcher:
         return np.clip(np.where(moves, moved, centres), 0.0, 1.0)
 
     def _refine(self, acquisition: AcquisitionFunction, starts: Tensor) -> Tensor:
-        """Climb from each start in the real-valued knobs; the best end, `1 x d`."""
+        """Climb from `b x d` starts in the real-valued knobs; the ends, best first, `b x d`."""
         fixed = [i for i in range(len(self._space)) if i not in self._real]
         if not fixed:
             points, values = _climb(acquisition, starts, None)
-            return points[values.argmax()][None]
-        ends = [_climb(acquisition, s[None], {i: float(s[i]) for i in fixed}) for s in starts]
-        return max(ends, key=lambda end: float(end[1]))[0]
+        else:
+            climbs = [_climb(acquisition, s[None], {i: float(s[i]) for i in fixed}) for s in starts]
+            points = torch.cat([end for end, _ in climbs])
+            values = torch.cat([value.reshape(1) for _, value in climbs])
+        return points[torch.argsort(values, descending=True, stable=True)].detach()
 
     def _encode(self, units: NDArray[np.float64]) -> Tensor:
         """Unit coordinates as the model's, `n x d`: an option is its index."""
@@ -193,6 +210,35 @@ class BayesSearcher:
             if isinstance(domain, Choice):
                 units[:, i] = (units[:, i].round() + 0.5) / len(domain.options)
         return self._space.from_unit(units.clamp(0, 1).numpy())[0]
+
+
+class LogImprovementOverIncumbent(AcquisitionFunction):
+    """The logarithm of E[max(f(x) - f(x*), 0)], with the incumbent x* as uncertain as it is.
+
+    Expected improvement (Jones, Schonlau and Welch, 1998) takes the incumbent's value for known.
+    Where scores are noisy it is not, and measuring the incumbent again looks like the best thing
+    to do, trial after trial. Here f(x) and f(x*) are jointly normal, so their difference is normal
+    too, with mean mu(x) - mu(x*) and variance k(x, x) + k(x*, x*) - 2 k(x, x*) in posterior
+    covariances, which is 0 at x*. It is noisy expected improvement (Letham et al., 2019) with
+    one baseline point and no sampling; without noise it is expected improvement.
+    """
+
+    def __init__(self, model: Any, incumbent: Tensor) -> None:
+        super().__init__(model)
+        self.register_buffer("incumbent", incumbent.detach())
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Values, `b`, at `b x 1 x d` points."""
+        pairs = torch.cat([X, self.incumbent.expand_as(X)], dim=-2)  # b x 2 x d
+        model: Any = self.model
+        joint = model.posterior(pairs)
+        mean = joint.mean.squeeze(-1)  # b x 2
+        cov = joint.distribution.covariance_matrix  # b x 2 x 2
+        variance = cov[:, 0, 0] + cov[:, 1, 1] - 2 * cov[:, 0, 1]
+        sigma = variance.clamp_min(1e-12).sqrt()
+        # The helper is accurate where the improvement is all but impossible (Ament et al., 2023).
+        value: Tensor = _log_ei_helper((mean[:, 0] - mean[:, 1]) / sigma) + sigma.log()
+        return value
 
 
 def _is_datum(trial: Trial) -> bool:
@@ -234,8 +280,8 @@ def _climb(
     points, values = gen_candidates_scipy(
         starts.unsqueeze(1),
         acquisition,
-        lower_bounds=0.0 if fixed is None else None,
-        upper_bounds=1.0 if fixed is None else None,
+        lower_bounds=0.0,
+        upper_bounds=1.0,
         fixed_features=fixed,
         options={"maxiter": 20},
     )
