@@ -1,4 +1,5 @@
-# A CUDA machine in a box: docker build -t tuner . && docker run --gpus all -v "$PWD/runs:/work/runs" tuner
+# docker build -t tuner . && docker run --gpus all -v tuner-runs:/work/runs tuner
+# (a folder of your own in the place of tuner-runs must be writable for user 10001)
 # PyTorch's wheels bring their own CUDA libraries; the base provides the runtime that matches them.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
@@ -6,7 +7,7 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 python3-venv \
  && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home --uid 10001 tuner && mkdir /work && chown tuner /work
+RUN useradd --create-home --uid 10001 tuner && mkdir -p /work/runs && chown -R tuner /work
 USER 10001
 WORKDIR /work
 

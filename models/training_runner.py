@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
@@ -129,12 +129,18 @@ class WorkerPool:
     """The worker processes of a whole race: started once, used by one runner after the other.
 
     A context manager; leaving it ends every worker.
+
+    Args:
+        setup: what the workers are told.
+        precision: how they compute; where it is None, as the first of them finds quickest, for
+            good. A race that is resumed goes on as it began.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, precision: Mapping[str, bool] | None = None) -> None:
         self.setup = setup
         setup.directory.mkdir(parents=True, exist_ok=True)
         self.workers: list[_Worker] = []
+        self.precision = precision
         self._jobs = 0
 
     def __enter__(self) -> WorkerPool:
@@ -150,19 +156,23 @@ class WorkerPool:
             for _ in range(self.setup.slots_per_device):
                 self.workers.append(self._spawn(len(self.workers), device))
         self.wait_until_ready()
+        if self.precision is None:
+            ready = self.workers[0].ready
+            self.precision = {key: bool(ready[key]) for key in ("bf16", "channels_last")}
         return (time.monotonic_ns() - began) * len(self.setup.devices)
+
+    def sweep(self, keep: Collection[str]) -> None:
+        """Delete what a driver that was killed left behind: all but the named checkpoints."""
+        for pattern in ("*.npz", ".*.tmp"):
+            for path in self.setup.directory.glob(pattern):
+                if path.name not in keep:
+                    path.unlink(missing_ok=True)
 
     def wait_until_ready(self) -> None:
         """Wait for workers that are being started; nobody pays for this."""
         while any(not w.is_ready for w in self.workers):
             for worker, message in self.messages():
                 self.take_note(worker, message)
-
-    @property
-    def precision(self) -> dict[str, bool]:
-        """How all workers compute: as the first of them found to be quickest."""
-        ready = self.workers[0].ready
-        return {key: ready[key] for key in ("bf16", "channels_last")}
 
     @property
     def epoch_ns(self) -> int:
@@ -230,17 +240,18 @@ class WorkerPool:
             raise ValueError(f"trial {trial.number} has no checkpoint to test")
         self.wait_until_ready()
         worker = self.workers[0]
-        send(worker.connection, self._order("test", trial, ""))
+        with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
+            send(worker.connection, self._order("test", replace(trial, midway=None), ""))
         while True:
             for who, message in self.messages():
-                if who is worker and (message is None or message["is"] in ("tested", "crash")):
-                    if message is None or message["is"] == "crash":
-                        self.take_note(who, message)
-                        if message is None:
-                            raise ValueError("the winner could not be tested: its worker ended")
-                        raise ValueError(f"the winner could not be tested: {message['reason']}")
+                if message is not None and message["is"] == "tested":
                     return float(message["score"])
+                if message is not None and message["is"] == "untestable":
+                    raise ValueError(f"the winner could not be tested: {message['reason']}")
+                reason = self.cause_of_death(who) if message is None else ""
                 self.take_note(who, message)
+                if message is None and who is worker:
+                    raise ValueError(f"the winner could not be tested: {reason}")
 
     def give(self, worker: _Worker, trial: Trial, until_epoch: int, key: str) -> None:
         """Have an idle worker train a trial until an epoch is finished."""
@@ -260,7 +271,7 @@ class WorkerPool:
         self.workers.clear()
 
     def _order(self, what: str, trial: Trial, key: str) -> dict[str, Any]:
-        mark = trial.checkpoint
+        mark = trial.midway or trial.checkpoint
         return {
             "do": what,
             "key": key,
@@ -268,7 +279,7 @@ class WorkerPool:
             "config": dict(trial.config),
             "seed": trial.seed,
             "from": None if mark is None else [mark.name, mark.sha256],
-            **self.precision,
+            **(self.precision or {}),
         }
 
     def _log_path(self, index: int) -> Path:
@@ -359,13 +370,19 @@ class TrainingRunner:
             worker.block.words[DEADLINE] = now + allowance_ns // len(self._meters)
 
     def release(self) -> list[Event]:
-        """The devices were held until the last training on them ended.
+        """All devices were held until the last training on any of them ended.
 
-        What is reported is the share of workers that are still being started until then.
+        What is reported is what is not yet: the time in which a device had nothing to do while
+        another had, and the share of workers that are still being started.
         """
+        end = max(meter.now_ns for meter in self._meters)
+        for meter in self._meters:
+            meter.advance(end)
         starting = [w for w in self._pool.workers if self._meters[w.device].has(w.index)]
         shares = [self._meters[w.device].drop(w.index, 0) for w in starting]
         events = [self._paid(None, Kind.WARM_UP, share) for share in shares]
+        idle = sum(meter.take_idle() for meter in self._meters)
+        events.append(self._paid(None, Kind.SEARCH, idle))
         self._meters = []
         return events
 
@@ -406,9 +423,10 @@ class TrainingRunner:
         return events
 
     def discard(self, trial: Trial) -> None:
-        """Delete the trial's checkpoint."""
-        if trial.checkpoint is not None:
-            (self._pool.setup.directory / trial.checkpoint.name).unlink(missing_ok=True)
+        """Delete the trial's checkpoints."""
+        for mark in (trial.checkpoint, trial.midway):
+            if mark is not None:
+                (self._pool.setup.directory / mark.name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """The pool outlives its runners."""

@@ -52,6 +52,7 @@ class Worker:
             torch.set_num_threads(1)
             torch.set_flush_denormal(True)  # weights that decayed to next to nothing are slow
         else:
+            torch.cuda.set_device(self._device)  # events and streams are of the current device
             torch.backends.cudnn.benchmark = True  # shapes never change within a trial
         self._epochs: int = setup["epochs"]
         self._directory = Path(setup["directory"])
@@ -106,13 +107,14 @@ class Worker:
         try:
             trainer = self._trainer(job)
             if job["from"] is not None:
-                trainer.load_state(self._load(job["from"]))
+                self._load_into(trainer, job["from"])
             loaded = self._now()
             spent = {"checkpoint" if job["from"] else "train": loaded - began}
             while trainer.epoch < job["until"] and self._epoch(job, trainer, spent):
                 spent = {}
         except (torch.OutOfMemoryError, MemoryError) as error:
             self._send("infeasible", spent={}, reason=f"out of memory: {_first_line(error)}")
+            del error  # its traceback holds the network
             trainer = None  # type: ignore[assignment]
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -132,7 +134,8 @@ class Worker:
             self._send("cut", spent=spent)
             return False
         if isinstance(result, Halt):
-            self._send("paused", checkpoint=self._save(job, trainer, spent), spent=spent)
+            saved, at = self._save(job, trainer, spent)
+            self._send("paused", at, checkpoint=saved, spent=spent)
             return False
         self._epoch_ns = trained - began
         score = trainer.accuracy(self._data.validation, self._halt)
@@ -141,11 +144,14 @@ class Worker:
             self._send("cut", spent=spent)
             return False
         ends = trainer.epoch >= job["until"] or self._block.words[YIELD_JOB] == job["id"]
-        saved = self._save(job, trainer, spent)
-        self._send("epoch", spent=spent, score=score, loss=result, checkpoint=saved, ends=ends)
+        saved, at = self._save(job, trainer, spent)
+        self._send("epoch", at, spent=spent, score=score, loss=result, checkpoint=saved, ends=ends)
         return not ends
 
-    def _save(self, job: dict[str, Any], trainer: Trainer, spent: dict[str, int]) -> list[str]:
+    def _save(
+        self, job: dict[str, Any], trainer: Trainer, spent: dict[str, int]
+    ) -> tuple[list[str], int]:
+        """Save the trial; what was saved, and when the device was done with it."""
         began = self._now()
         arrays = trainer.state()
         off_device = self._now()
@@ -154,11 +160,15 @@ class Worker:
         # Past the deadline the device is no longer held: its state is on the host already.
         until = min(self._now(), max(off_device, self._block.words[DEADLINE]))
         spent["checkpoint"] = spent.get("checkpoint", 0) + until - began
-        return [name, sha256]
+        return [name, sha256], until
 
     def _test(self, job: dict[str, Any]) -> None:
         trainer = self._trainer(job)
-        trainer.load_state(self._load(job["from"]))
+        try:
+            self._load_into(trainer, job["from"])
+        except checkpoint.DamagedCheckpointError as error:
+            self._send("untestable", reason=str(error))
+            return
         split = data.load_test(self._setup["data"], Path(self._setup["root"]))
         self._send("tested", score=trainer.accuracy(self._data.put(split)))
 
@@ -174,12 +184,14 @@ class Worker:
             augment=self._setup["augment"],
         )
 
-    def _load(self, named: list[str]) -> dict[str, Any]:
+    def _load_into(self, trainer: Trainer, named: list[str]) -> None:
         name, sha256 = named
         try:
-            return checkpoint.load(self._directory / name, sha256)
-        except (KeyError, ValueError) as error:
-            raise checkpoint.DamagedCheckpointError(str(error)) from error
+            trainer.load_state(checkpoint.load(self._directory / name, sha256))
+        except (KeyError, RuntimeError) as error:  # whole, but of another network or device
+            raise checkpoint.DamagedCheckpointError(
+                f"checkpoint {name} does not fit: {_first_line(error)}"
+            ) from error
 
     def _halt(self) -> Halt:
         if self._block.words[INTERRUPT]:
@@ -196,13 +208,8 @@ class Worker:
             torch.cuda.synchronize(self._device)
         return time.monotonic_ns()
 
-    def _send(self, what: str, **fields: Any) -> None:
-        send(self._connection, {"is": what, "at": self._stamp(fields), **fields})
-
-    def _stamp(self, fields: dict[str, Any]) -> int:
-        """When the device was done: now, or at the deadline where only a file came after it."""
-        now = self._now()
-        return min(now, self._block.words[DEADLINE]) if fields.get("checkpoint") else now
+    def _send(self, what: str, at: int | None = None, **fields: Any) -> None:
+        send(self._connection, {"is": what, "at": self._now() if at is None else at, **fields})
 
 
 def _first_line(error: BaseException) -> str:
@@ -226,6 +233,8 @@ def _die_with_parent() -> None:
 def main() -> None:
     """Serve the driver at the other end of the inherited socket."""
     _die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the driver decides, whoever else is signalled
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     block = ControlBlock(int(sys.argv[2]))
     try:

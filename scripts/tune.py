@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -32,6 +33,28 @@ from tuner.terminal import LiveView, closing_table
 
 SIGTERM_PATIENCE_S = 10
 _REPLAY_COMMIT_S = 0.5
+_MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
+
+
+class Stopped(BaseException):
+    """A signal came where there is nothing to wait for; carries its number."""
+
+
+@dataclass
+class Stopper:
+    """What a signal stops: the race while one runs, else everything at once."""
+
+    race: Race | None = None
+    number: int | None = None
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        """Ctrl-C or SIGTERM once: stop well. Twice, or ten seconds after SIGTERM: stop now."""
+        first, self.number = self.number is None, self.number or number
+        if not first or self.race is None:
+            raise Stopped(self.number)
+        self.race.interrupt()
+        if number == signal.SIGTERM:
+            signal.setitimer(signal.ITIMER_REAL, SIGTERM_PATIENCE_S)
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,9 @@ class Request:
     landscape: str | None
     grid_points: int | None
     space: dict[str, Any]
+    # Found out when the race began, so that a resume goes on as it did.
+    devices: list[str] | None = None
+    precision: dict[str, bool] | None = None
 
 
 def _split(text: str) -> list[str]:
@@ -69,9 +95,11 @@ def _check(request: Request) -> None:
             raise ValueError(f"{flag} is at least 1, got {value}")
     if request.slots is not None and request.slots < 1:
         raise ValueError(f"--slots is at least 1, got {request.slots}")
-    if not (0 < request.budget_minutes < float("inf")):
+    if not 0 <= request.seed < 1 << 53:
+        raise ValueError(f"--seed is a whole number from 0 up to 2^53, got {request.seed}")
+    if not (0 < request.budget_minutes < _MOST_MINUTES):
         raise ValueError(
-            f"--budget-minutes is each searcher's own device minutes and more than 0, "
+            f"--budget-minutes is each searcher's own device minutes: at most 1e8 and more than 0, "
             f"got {request.budget_minutes:g}"
         )
 
@@ -129,14 +157,16 @@ def main(
 ) -> None:
     """Race searchers on equal device minutes and report what each found."""
     console = Console(stderr=as_json)
+    folder: Path | None = resume
     try:
         if resume is not None:
-            _refuse_changes(context)
+            _refuse(context, {"resume", "budget_minutes", "quiet", "as_json"}, "--resume")
             given = context.get_parameter_source("budget_minutes")
             is_given = given is not None and given.name == "COMMANDLINE"
-            folder, budget = resume, budget_minutes if is_given else None
-            store, request = _reopen(folder, budget)
+            store, request = _reopen(resume, budget_minutes if is_given else None)
         else:
+            if landscape is not None:
+                _refuse(context, _REPLAY_FLAGS, "--landscape")
             request = Request(
                 _split(searchers),
                 seed,
@@ -154,25 +184,50 @@ def main(
             )
             _check(request)
             request, store, folder = _create(request, _split(knobs), knob or [], out)
-        with ExitStack() as stack:
+        with _signals() as stopper, ExitStack() as stack:
             stack.callback(store.close)
-            code = _race(stack, store, request, folder, console, quiet or as_json)
-            if code == 0:
-                summary = json.loads((folder / "summary.json").read_text())
-                if as_json:
-                    print(json.dumps(summary))
-                else:
-                    console.print(closing_table(summary))
-                    console.print(f"{_minutes_note(summary)}\nEverything is in {folder}/")
-    except (ValueError, TrainingBrokenError) as error:
+            _race(stack, store, request, folder, console, quiet or as_json, stopper)
+        _tell(folder, console, as_json)
+    except Stopped as stopped:
+        line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
+        console.print("Stopped; nothing finished is lost. Go on with:")
+        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+        raise typer.Exit(128 + int(stopped.args[0])) from None
+    except (ValueError, RuntimeError) as error:
+        if not isinstance(error, (ValueError, TrainingBrokenError)) and (
+            type(error).__name__ != "WorkerStartError"
+        ):
+            raise
         # One line, whatever the message was made of.
         print(f"tune: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
-    raise typer.Exit(code)
 
 
-def _refuse_changes(context: typer.Context) -> None:
-    allowed = {"resume", "budget_minutes", "quiet", "as_json"}
+def _tell(folder: Path, console: Console, as_json: bool) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    if as_json:
+        print(json.dumps(summary))
+        return
+    console.print(closing_table(summary))
+    fallbacks = sum(run["fallbacks"] for run in summary["runs"])
+    if fallbacks:
+        console.print(
+            f"{fallbacks} proposal(s) did not come from their searcher's model; the "
+            "reason is in trials.csv.",
+            soft_wrap=True,
+        )
+    console.print(_minutes_note(summary), soft_wrap=True)
+    console.print(f"Everything is in {folder}/", soft_wrap=True, markup=False)
+
+
+_REPLAY_FLAGS = {
+    *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points"),
+    *("landscape", "out", "quiet", "as_json"),
+}
+
+
+def _refuse(context: typer.Context, allowed: set[str], because_of: str) -> None:
+    """Refuse flags that would be ignored."""
     changed = [
         name
         for name in context.params
@@ -182,13 +237,15 @@ def _refuse_changes(context: typer.Context) -> None:
     ]
     if changed:
         flags = ", ".join("--" + name.replace("_", "-") for name in changed)
-        raise ValueError(f"--resume takes everything from the run itself; leave out {flags}")
+        raise ValueError(f"{because_of} decides that itself; leave out {flags}")
 
 
 def _create(
     request: Request, names: list[str], ranges: list[str], out: Path | None
 ) -> tuple[Request, Store, Path]:
     """Check what can be checked without a device, and make the run's folder and study."""
+    if out is not None:
+        _check_out(out)
     if request.landscape is not None:
         terrain = make_landscape(request.landscape)
         space, epochs = terrain.space, terrain.epochs
@@ -208,10 +265,7 @@ def _create(
     request = Request(**{**vars(request), "space": space.to_json()})
     kind = f"replay-{request.landscape}" if request.landscape else request.data
     folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} is not an empty folder; choose another --out, or --resume {folder}"
-        )
+    _check_out(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -223,6 +277,13 @@ def _create(
             store.add_run(name, seed, space, request.epochs, to_ns(request.budget_minutes))
     store.commit(force=True)
     return request, store, folder
+
+
+def _check_out(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} is not an empty folder; choose another --out, or --resume {folder}"
+        )
 
 
 def _reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request]:
@@ -264,8 +325,9 @@ def _race(
     folder: Path,
     console: Console,
     quiet: bool,
-) -> int:
-    """Run the race to its end and write its files; the exit code."""
+    stopper: Stopper,
+) -> None:
+    """Run the race to its end and write its files; raises Stopped where a signal ended it."""
     view_changed: list[Callable[[], None]] = []
 
     def on_change() -> None:
@@ -288,7 +350,7 @@ def _race(
     else:
         from models.training_runner import TrainingRunner
 
-        pool, warm_up_ns = _start_workers(stack, request, folder, console, quiet)
+        pool, warm_up_ns = _start_workers(stack, store, request, folder, console, quiet)
         runners = lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}")  # noqa: E731
         settings |= {"device": ",".join(pool.setup.devices), "unit": pool.setup.unit}
         settings["slots"] = len(pool.workers)
@@ -311,26 +373,26 @@ def _race(
     _check_budget(race)
     view = LiveView(console, settings["unit"], quiet=quiet).watch(race)
     view_changed.append(view)
-    with _signals(race) as caught, view:
+    stopper.race = race
+    with view:
         race.go()
-    if race.is_interrupted:
-        number = caught[0] if caught else signal.SIGINT
-        console.print(
-            f"Stopped; nothing finished is lost. Go on with:\n  {_command()} --resume {folder}",
-            soft_wrap=True,
-        )
-        return 128 + number
+    stopper.race = None
+    store.commit(force=True)
+    if stopper.number is not None:
+        raise Stopped(stopper.number)
     _finish(store, race, pool, settings, folder, console)
-    return 0
 
 
 def _start_workers(
-    stack: ExitStack, request: Request, folder: Path, console: Console, quiet: bool
+    stack: ExitStack, store: Store, request: Request, folder: Path, console: Console, quiet: bool
 ) -> tuple[Any, int]:
+    """Start the pool on the devices with which the race began; it, and the time that took."""
     from models.data import prepare
     from models.training_runner import Setup, WorkerPool, count_cores, find_devices
 
     devices = find_devices(request.device)
+    if request.devices is not None:
+        devices = [found for kept in request.devices for found in find_devices(kept)]
     prepare(request.data, Path(request.data_root))
     slots = request.slots or (count_cores() if devices == ["cpu"] else 1)
     setup = Setup(
@@ -342,7 +404,10 @@ def _start_workers(
         request.augment,
         folder / "checkpoints",
     )
-    pool = stack.enter_context(WorkerPool(setup))
+    pool = stack.enter_context(WorkerPool(setup, request.precision))
+    rows = (trial for row in store.runs() for trial in store.history(row))
+    marks = [mark for trial in rows for mark in (trial.checkpoint, trial.midway) if mark]
+    pool.sweep({mark.name for mark in marks})
     if not quiet:
         console.print(
             f"{len(devices)} device(s) ({', '.join(devices)}), {slots} worker(s) each; "
@@ -350,7 +415,11 @@ def _start_workers(
             f"{len(request.searchers) * request.seeds} run(s)",
             soft_wrap=True,
         )
-    return pool, pool.start()
+    warm_up_ns = pool.start()
+    found = {"devices": devices, "slots": slots, "precision": pool.precision}
+    store.set_meta("request", {**vars(request), **found})
+    store.commit(force=True)
+    return pool, warm_up_ns
 
 
 def _check_budget(race: Race) -> None:
@@ -375,11 +444,14 @@ def _finish(
     """Test each run's winner, once, and write the files and the picture."""
     outcomes = []
     for run in race.runs:
-        best, test_score = run.scheduler.history.best, run.row.test_score
-        if pool is not None and best is not None and test_score is None:
+        best, test_score = run.scheduler.history.best, None
+        mark = best.checkpoint if best is not None else None
+        if mark is not None and mark.sha256 == run.row.tested:
+            test_score = run.row.test_score
+        elif pool is not None and mark is not None:
             try:
                 test_score = pool.test(best)
-                store.set_test_score(run.row.id, test_score)
+                store.set_test_score(run.row.id, test_score, mark.sha256)
                 store.commit(force=True)
             except ValueError as error:  # the search itself is not lost for that
                 console.print(f"{run.name} {run.row.seed}: {error}", soft_wrap=True)
@@ -394,25 +466,12 @@ def _finish(
 
 
 @contextmanager
-def _signals(race: Race) -> Iterator[list[int]]:
-    """Ctrl-C or SIGTERM once: stop well. Ctrl-C twice, or ten seconds after SIGTERM: stop now."""
-    caught: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        if caught:
-            sys.exit(128 + caught[0])
-        caught.append(number)
-        race.interrupt()
-        if number == signal.SIGTERM:
-            signal.setitimer(signal.ITIMER_REAL, SIGTERM_PATIENCE_S)
-
-    def give_up(*_: object) -> None:
-        sys.exit(128 + caught[0])
-
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGALRM: give_up}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+def _signals() -> Iterator[Stopper]:
+    stopper = Stopper()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, stopper) for number in numbers}
     try:
-        yield caught
+        yield stopper
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
@@ -429,10 +488,6 @@ def _minutes_note(summary: dict[str, Any]) -> str:
     whole = sum(totals.values()) or 1.0
     parts = ", ".join(f"{kind} {value / whole:.1%}" for kind, value in totals.items() if value)
     return f"Where the {summary['unit']} went: {parts}"
-
-
-def _command() -> str:
-    return f"{Path(sys.executable).name} {sys.argv[0]}"
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class DeviceMeter:
         """How long the device has been held up to the last reading."""
         return self._now - self._start
 
+    @property
+    def now_ns(self) -> int:
+        """The last reading."""
+        return self._now
+
     def held_at(self, now_ns: int) -> int:
         """How long it will have been held at `now_ns`, without accounting for it yet."""
         return max(now_ns, self._now) - self._start

@@ -124,7 +124,7 @@ def _trials_csv(outcomes: Sequence[Outcome]) -> str:
             *(o.row.searcher, o.row.seed, t.number, t.state.name, t.epoch, t.score),
             *(to_minutes(t.device_ns + t.partial_ns), to_minutes(t.started_ns)),
             *(t.config[name] for name in knobs),
-            t.reason or t.note,
+            "; ".join(filter(None, [t.reason, t.note])),
         ]
         for o in outcomes
         for t in o.history

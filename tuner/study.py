@@ -226,7 +226,15 @@ class Study:
                 minutes = to_minutes(t.device_ns)
                 knobs = [t.config[name] for name in self.space]
                 writer.writerow(
-                    [t.number, t.state.name, t.epoch, t.score, minutes, *knobs, t.reason or t.note]
+                    [
+                        t.number,
+                        t.state.name,
+                        t.epoch,
+                        t.score,
+                        minutes,
+                        *knobs,
+                        "; ".join(filter(None, [t.reason, t.note])),
+                    ]
                 )
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Done, FullFidelity, Sample
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler
 from tuner.searchers import make_searcher
-from tuner.trial import History, TrialState
+from tuner.trial import Checkpoint, History, TrialState
 
 EPOCHS = 4
 SPACE = make_space(["learning_rate", "dropout"], ["learning_rate=0.003:0.1:log"])
@@ -217,6 +218,33 @@ def test_the_winner_is_tested_on_images_that_no_training_saw(pool, twin):
     score = pool.test(twin.history.best)
     assert 0.5 < score < 1.0
     assert pool.test(twin.history.best) == score
+
+
+def test_a_winner_whose_checkpoint_is_gone_takes_no_other_test_down(pool, twin):
+    best = twin.history.best
+    gone = replace(best, checkpoint=Checkpoint("gone.npz", "0"))
+    with pytest.raises(ValueError, match=r"could not be tested: checkpoint gone\.npz"):
+        pool.test(gone)
+    assert 0.5 < pool.test(best) < 1.0
+
+
+def test_a_worker_that_dies_at_the_end_of_the_budget_is_not_waited_for(setup, tmp_path):
+    alone = replace(setup, slots_per_device=1, directory=tmp_path)
+    with WorkerPool(alone) as pool:
+        pool.start()
+        killed = []
+
+        def on_change():
+            if not killed and scheduler.budget.spent_ns > to_ns(0.02):
+                killed.append(True)
+                pool.workers[0].process.kill()
+
+        policy = FullFidelity()
+        scheduler = search(pool, "end", policy=policy, minutes=0.03, on_change=on_change)
+        scheduler.run()
+        longest = max(o.device_ns for t in scheduler.history for o in t.curve)
+        # Starting a worker takes seconds; the budget had under one left.
+        assert -scheduler.budget.remaining_ns < 5 * longest + to_ns(0.01)
 
 
 def test_workers_die_with_their_driver(small_data, tmp_path):

@@ -258,6 +258,33 @@ def test_five_failures_in_a_row_end_the_search_with_the_reason():
     assert len(scheduler.history) == 8
 
 
+def test_trials_that_fail_because_their_workers_die_count_as_failures():
+    fault = {"kind": EventKind.INTERRUPTED, "ends": True, "reason": "no space left on device"}
+    scheduler, _ = scripted(*[fault] * 40)
+    with pytest.raises(TrainingBrokenError, match="no space left on device"):
+        scheduler.run()
+    assert len(scheduler.history) == 5
+
+
+def test_a_checkpoint_midway_never_takes_the_place_of_the_one_that_was_scored():
+    from tuner.trial import Checkpoint
+
+    marks = [Checkpoint(f"c{i}", "0") for i in range(3)]
+    pause = {"kind": EventKind.PAUSED, "ends": True, "checkpoint": marks[1]}
+    scheduler, runner = scripted(
+        epoch(0.5, checkpoint=marks[0]), pause, epoch(0.6, checkpoint=marks[2]), space=ONE
+    )
+    seen = []
+    scheduler._on_change = lambda: seen.append(
+        (scheduler.history[0].checkpoint, scheduler.history[0].midway)
+    )
+    scheduler.run()
+    assert (marks[0], marks[1]) in seen
+    assert (marks[2], None) in seen
+    # The scored and the midway one go together, when the next epoch has a checkpoint of its own.
+    assert runner.discarded[:2] == [0, 0]
+
+
 def test_checkpoints_are_discarded_once_nothing_goes_on_from_them():
     from tuner.trial import Checkpoint
 

@@ -286,7 +286,7 @@ def test_measuring_the_incumbent_again_is_no_improvement():
     x = torch.rand(14, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = fit(x, torch.sin(5 * x[:, :1]), choices=[])
     acquisition = LogImprovementOverIncumbent(model, x[3])
-    assert float(acquisition(x[3:4, None]).exp()) < 1e-5
+    assert acquisition(x[3:4, None]).exp().item() < 1e-5
 
 
 def test_the_gaussian_process_predicts_as_the_textbook_formula_does():

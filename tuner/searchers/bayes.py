@@ -223,6 +223,8 @@ class LogImprovementOverIncumbent(AcquisitionFunction):
     one baseline point and no sampling; without noise it is expected improvement.
     """
 
+    incumbent: Tensor
+
     def __init__(self, model: Any, incumbent: Tensor) -> None:
         super().__init__(model)
         self.register_buffer("incumbent", incumbent.detach())
