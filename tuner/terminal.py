@@ -70,9 +70,12 @@ class LiveView:
             self._console.print(_line(self._race.current), soft_wrap=True)
 
     def _table(self, race: Race) -> Table:
-        table = Table(box=None, pad_edge=False, caption=self._unit, caption_justify="left")
-        for title in ("searcher", "budget", "", "trials", "best so far", "now"):
+        table = Table(
+            box=None, pad_edge=False, caption=self._unit, caption_justify="left", expand=True
+        )
+        for title in ("searcher", "budget", "", "trials", "best so far"):
             table.add_column(title, no_wrap=True)
+        table.add_column("now", no_wrap=True, ratio=1)  # this one is cut where room is short
         shown = race.runs[:12] if race.current is None else _around(race.runs, race.current)
         for run in shown:
             scheduler = run.scheduler
