@@ -56,8 +56,6 @@ class Synthetic:
     epochs: int = 12
     base_seconds: float = 6.5
 
-    device = "simulated"
-
     @property
     def space(self) -> SearchSpace:
         """Learning rate and weight decay, both logarithmic."""

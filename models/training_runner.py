@@ -296,7 +296,7 @@ class WorkerPool:
         setup = self.setup
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
         # One thread, however few workers: threads that wait for each other in layers this small
-        # made an epoch 50 times slower as soon as another process wanted a core.
+        # made epochs many times slower as soon as another process wanted a core.
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with open(self._log_path(index), "ab") as log:
             process = subprocess.Popen(

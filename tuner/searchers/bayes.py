@@ -1,4 +1,4 @@
-"""Bayesian optimisation: a Gaussian process and the log of noisy expected improvement, by BoTorch.
+"""Bayesian optimisation: a Gaussian process and the log of noisy expected improvement.
 
 Notation: n data, d knobs, b starting points of a local search. All tensors are float64.
 """
@@ -66,8 +66,8 @@ class BayesSearcher:
     - The process has BoTorch's dimension-scaled log-normal prior on its lengthscales (Hvarfner et
       al., 2024) and learns its noise; choice knobs get a categorical kernel.
     - Completed and stopped trials are data with their latest score; infeasible ones are data at
-      the floor of `shown_scores`; all others are pending, and the acquisition integrates over
-      what they may yield.
+      the floor of `shown_scores`; all others are pending, and believed to yield what the model
+      expects of them.
     - Candidates are always legal: integers and options are searched as such, and only the
       real-valued knobs are refined by gradient.
     - Where the model cannot be fitted the proposal is a random draw, and `fallback` says so.
