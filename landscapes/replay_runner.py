@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from landscapes.landscape import Landscape
 from tuner.budget import Kind
 from tuner.runner import Event, EventKind
-from tuner.space import Config, SearchSpace
 from tuner.trial import Trial
-
-
-class Landscape(Protocol):
-    """Curves and costs of every configuration of a space."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def space(self) -> SearchSpace:
-        """The knobs it knows."""
-
-    @property
-    def epochs(self) -> int:
-        """The full length of a training."""
-
-    def curve(
-        self, config: Config, replicate: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Score and device seconds of every epoch, two arrays of length `epochs`."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +129,16 @@ class ReplayRunner:
         scores, costs = self._curves[number]
         self._leave(job)
         self._charged_ns += costs[job.epoch]
+        if math.isnan(scores[job.epoch]):
+            self._stopping.discard(number)
+            return Event(
+                number,
+                EventKind.INFEASIBLE,
+                {Kind.TRAIN: costs[job.epoch]},
+                self.held_ns,
+                ends=True,
+                reason="the training broke off",
+            )
         ends = job.epoch + 1 == job.until or number in self._stopping
         self._stopping.discard(number)
         if not ends:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +17,10 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
-from landscapes.synthetic import make_landscape
+from scripts.stopping import Stopped, Stopper, stopping_signals
+from scripts.workers import TrainingRequest, start_workers
 from tuner.budget import to_minutes, to_ns
 from tuner.naming import pick
 from tuner.race import Race, enter
@@ -31,52 +31,21 @@ from tuner.space import SearchSpace
 from tuner.store import Store
 from tuner.terminal import LiveView, closing_table
 
-SIGTERM_PATIENCE_S = 10
 _REPLAY_COMMIT_S = 0.5
 _MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
 
 
-class Stopped(BaseException):
-    """A signal came where there is nothing to wait for; carries its number."""
-
-
-@dataclass
-class Stopper:
-    """What a signal stops: the race while one runs, else everything at once."""
-
-    race: Race | None = None
-    number: int | None = None
-
-    def __call__(self, number: int, _: FrameType | None) -> None:
-        """Ctrl-C or SIGTERM once: stop well. Twice, or ten seconds after SIGTERM: stop now."""
-        first, self.number = self.number is None, self.number or number
-        if not first or self.race is None:
-            raise Stopped(self.number)
-        self.race.interrupt()
-        if number == signal.SIGTERM:
-            signal.setitimer(signal.ITIMER_REAL, SIGTERM_PATIENCE_S)
-
-
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(TrainingRequest):
     """Everything that was asked for; kept in the study, so that a resume needs only its folder."""
 
     searchers: list[str]
     seed: int
     seeds: int
     budget_minutes: float
-    epochs: int
-    device: str
-    slots: int | None
-    data: str
-    data_root: str
-    augment: bool
     landscape: str | None
     grid_points: int | None
     space: dict[str, Any]
-    # Found out when the race began, so that a resume goes on as it did.
-    devices: list[str] | None = None
-    precision: dict[str, bool] | None = None
 
 
 def _split(text: str) -> list[str]:
@@ -142,7 +111,8 @@ def main(
         int | None, typer.Option(help="Points a side of the first lattice. Default: by budget.")
     ] = None,
     landscape: Annotated[
-        str | None, typer.Option(help="Replay on a landscape instead: smooth or bumpy.")
+        str | None,
+        typer.Option(help="Replay on a landscape instead, by name or file; see the README."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: runs/…")] = None,
     resume: Annotated[
@@ -168,23 +138,23 @@ def main(
             if landscape is not None:
                 _refuse(context, _REPLAY_FLAGS, "--landscape")
             request = Request(
-                _split(searchers),
-                seed,
-                seeds,
-                budget_minutes,
-                epochs,
-                device,
-                slots,
-                data,
-                str(data_root or ""),
-                augment,
-                landscape,
-                grid_points,
-                {},
+                searchers=_split(searchers),
+                seed=seed,
+                seeds=seeds,
+                budget_minutes=budget_minutes,
+                epochs=epochs,
+                device=device,
+                slots=slots,
+                data=data,
+                data_root=str(data_root or ""),
+                augment=augment,
+                landscape=landscape,
+                grid_points=grid_points,
+                space={},
             )
             _check(request)
             request, store, folder = _create(request, _split(knobs), knob or [], out)
-        with _signals() as stopper, ExitStack() as stack:
+        with stopping_signals() as stopper, ExitStack() as stack:
             stack.callback(store.close)
             _race(stack, store, request, folder, console, quiet or as_json, stopper)
         _tell(folder, console, as_json)
@@ -247,7 +217,7 @@ def _create(
     if out is not None:
         _check_out(out)
     if request.landscape is not None:
-        terrain = make_landscape(request.landscape)
+        terrain = open_landscape(request.landscape)
         space, epochs = terrain.space, terrain.epochs
         request = Request(**{**vars(request), "epochs": epochs, "data": None, "device": "replay"})
     else:
@@ -342,7 +312,7 @@ def _race(
     }
     pool = None
     if request.landscape is not None:
-        terrain = make_landscape(request.landscape)
+        terrain = open_landscape(request.landscape)
         runners: Callable[[Any], Any] = lambda row: ReplayRunner(  # noqa: E731
             terrain, row.seed, request.slots or 1
         )
@@ -350,7 +320,14 @@ def _race(
     else:
         from models.training_runner import TrainingRunner
 
-        pool, warm_up_ns = _start_workers(stack, store, request, folder, console, quiet)
+        if not quiet:
+            console.print(
+                f"{request.budget_minutes:g} minutes for each of "
+                f"{len(request.searchers) * request.seeds} run(s)",
+                soft_wrap=True,
+            )
+        shown = None if quiet else console
+        pool, warm_up_ns = start_workers(stack, store, request, folder, shown)
         runners = lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}")  # noqa: E731
         settings |= {"device": ",".join(pool.setup.devices), "unit": pool.setup.unit}
         settings["slots"] = len(pool.workers)
@@ -373,53 +350,11 @@ def _race(
     _check_budget(race)
     view = LiveView(console, settings["unit"], quiet=quiet).watch(race)
     view_changed.append(view)
-    stopper.race = race
     with view:
-        race.go()
-    stopper.race = None
+        stopper.go(race)
     store.commit(force=True)
-    if stopper.number is not None:
-        raise Stopped(stopper.number)
+    stopper.check()
     _finish(store, race, pool, settings, folder, console)
-
-
-def _start_workers(
-    stack: ExitStack, store: Store, request: Request, folder: Path, console: Console, quiet: bool
-) -> tuple[Any, int]:
-    """Start the pool on the devices with which the race began; it, and the time that took."""
-    from models.data import prepare
-    from models.training_runner import Setup, WorkerPool, count_cores, find_devices
-
-    devices = find_devices(request.device)
-    if request.devices is not None:
-        devices = [found for kept in request.devices for found in find_devices(kept)]
-    prepare(request.data, Path(request.data_root))
-    slots = request.slots or (count_cores() if devices == ["cpu"] else 1)
-    setup = Setup(
-        tuple(devices),
-        slots,
-        request.data,
-        Path(request.data_root),
-        request.epochs,
-        request.augment,
-        folder / "checkpoints",
-    )
-    pool = stack.enter_context(WorkerPool(setup, request.precision))
-    rows = (trial for row in store.runs() for trial in store.history(row))
-    marks = [mark for trial in rows for mark in (trial.checkpoint, trial.midway) if mark]
-    pool.sweep({mark.name for mark in marks})
-    if not quiet:
-        console.print(
-            f"{len(devices)} device(s) ({', '.join(devices)}), {slots} worker(s) each; "
-            f"{request.budget_minutes:g} {setup.unit} for each of "
-            f"{len(request.searchers) * request.seeds} run(s)",
-            soft_wrap=True,
-        )
-    warm_up_ns = pool.start()
-    found = {"devices": devices, "slots": slots, "precision": pool.precision}
-    store.set_meta("request", {**vars(request), **found})
-    store.commit(force=True)
-    return pool, warm_up_ns
 
 
 def _check_budget(race: Race) -> None:
@@ -463,19 +398,6 @@ def _finish(
 
     what = settings["landscape"] or settings["data"]
     draw_race(folder / "race.png", outcomes, settings["unit"], f"{what} on {settings['device']}")
-
-
-@contextmanager
-def _signals() -> Iterator[Stopper]:
-    stopper = Stopper()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = {number: signal.signal(number, stopper) for number in numbers}
-    try:
-        yield stopper
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _minutes_note(summary: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from tuner.budget import Budget, Costs, Kind
 from tuner.fidelity import FidelityPolicy, Resume, Sample, Stop
 from tuner.runner import FINAL_STATE, Event, EventKind, Runner
 from tuner.searchers.base import Searcher, SpaceExhausted
-from tuner.seeding import derive_seed
+from tuner.seeding import trial_seed
 from tuner.store import Store
 from tuner.trial import History, Observation, Trial, TrialState
 
@@ -187,7 +187,7 @@ class Scheduler:
         trial = Trial(
             number,
             config,
-            derive_seed(self._seed, number),
+            trial_seed(self._seed, config),
             until_epoch,
             started_ns=self._base_ns + self._runner.held_ns,
             note=self._searcher.fallback,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 
+from tuner.space import Config
+
 
 def derive_seed(study_seed: int, *path: int | str) -> int:
-    """A seed in [0, 2**63) for one purpose, such as `derive_seed(seed, trial, "order", epoch)`.
+    """A seed in [0, 2**63) for one purpose, such as `derive_seed(seed, "order", epoch)`.
 
     Hashing makes seeds of neighbouring trials and epochs unrelated, and a generator made anew
     from its purpose needs no state to be saved: what an interrupted trial draws next does not
@@ -15,3 +17,12 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
     """
     text = json.dumps([study_seed, *path])  # unambiguous, unlike joined text
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def trial_seed(study_seed: int, config: Config) -> int:
+    """The seed of a trial: of its configuration, whoever proposes it and whenever.
+
+    Common random numbers: searchers that share a study seed get the same training for the same
+    configuration, so that what tells them apart is where they look and not their luck.
+    """
+    return derive_seed(study_seed, "trial", json.dumps(dict(config), sort_keys=True))

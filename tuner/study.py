@@ -16,7 +16,7 @@ from tuner.runner import FunctionRunner, TrainFunction
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.searchers import make_searcher
 from tuner.searchers.base import Searcher
-from tuner.seeding import derive_seed
+from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.store import RunRow, Store
 from tuner.trial import History, HistoryView, Observation, Trial, TrialState
@@ -119,7 +119,7 @@ class Study:
         trial = Trial(
             number,
             config,
-            derive_seed(self._seed, number),
+            trial_seed(self._seed, config),
             self._history.max_epochs or UNLIMITED,
             note=self.searcher.fallback,
         )
@@ -189,7 +189,7 @@ class Study:
         number = len(self._history)
         target = self._history.max_epochs or UNLIMITED
         self._history.start(
-            Trial(number, config, derive_seed(self._seed, number), target, note="added")
+            Trial(number, config, trial_seed(self._seed, config), target, note="added")
         )
         self.tell(number, score, minutes)
         return self._outward(self._history[number])

@@ -160,6 +160,11 @@ class HistoryView:
         return self._best
 
     @property
+    def epochs_seen(self) -> int:
+        """How many epochs all trials together have finished."""
+        return self._epochs
+
+    @property
     def mean_epoch_ns(self) -> int | None:
         """Mean device time of an epoch over all observations; None before the first."""
         return self._epochs_ns // self._epochs if self._epochs else None

@@ -1,0 +1,318 @@
+"""Landscapes recorded from real training: an npz with curves, and a card that says where from.
+
+The npz, read with `allow_pickle=False`, holds n settings of d knobs, r replicates, e epochs:
+
+    space       0-d text: the search space as JSON, as `SearchSpace.to_json` writes it
+    configs     n x d float64: raw values in the space's order; of a choice, the option's index
+    scores      n x r x e float64: the score after each epoch, higher is better; NaN from where a
+                training went no further
+    seconds     n x r x e float64: device seconds of each epoch; NaN where there was none
+    infeasible  n x r bool, optional: the training broke off after its last score, by its own fault
+
+The card lies beside it under the same name, ending in .json; it is optional for tables from
+elsewhere. A `sha256` in it must be the npz's.
+
+**Between recorded settings** curves are interpolated, which is no measurement. Distances are in
+the unit cube, on each knob's own scale. Where the settings are a full lattice the rule is
+multilinear between the corners of the cell; elsewhere it is Shepard's: the 2 d + 4 nearest
+settings, weighted by distance to the power -(d + 1). Both give every recorded setting back exactly.
+Where more than half of the weight is on trainings that broke off, so does this one. A training
+that was only recorded in part keeps its last score and costs its mean epoch from there on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landscapes.landscape import Curve
+from tuner.files import write_atomically
+from tuner.seeding import derive_seed
+from tuner.space import Choice, Config, Domain, Int, SearchSpace
+
+RULE = {
+    True: "multilinear in the unit cube between the corners of the lattice cell",
+    False: "Shepard: the 2 d + 4 nearest settings by distance in the unit cube to the power -(d+1)",
+}
+
+_NO_CARD = {"about": "A table without a card.", "badge": "of unknown origin"}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Recorded curves; see the module for what each array holds and for the rule in between.
+
+    A seed is shown, at every setting, one of that setting's replicates, drawn by (seed, setting):
+    everyone within a seed sees the same, and two seeds differ at most settings.
+    """
+
+    name: str
+    space: SearchSpace
+    configs: NDArray[np.float64]  # n x d
+    scores: NDArray[np.float64]  # n x r x e
+    seconds: NDArray[np.float64]  # n x r x e
+    infeasible: NDArray[np.bool_]  # n x r
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def epochs(self) -> int:
+        """The full length of a training."""
+        return self.scores.shape[2]
+
+    @property
+    def is_lattice(self) -> bool:
+        """Whether the recorded settings are a full lattice."""
+        return math.prod(map(len, self._axes)) == len(self.configs)
+
+    def curve(self, config: Config, replicate: int) -> Curve:
+        """Score and device seconds of every epoch, two arrays of length `epochs`.
+
+        From where a training breaks off by its own fault the scores are NaN.
+        """
+        rows, weights = self._around(config)
+        shown = self._shown(rows, replicate)
+        infeasible = self.infeasible[rows, shown]
+        scores, seconds = self._whole
+        seconds = weights @ seconds[rows, shown]
+        if weights[infeasible].sum() > 0.5:
+            heaviest = int(np.argmax(np.where(infeasible, weights, -1.0)))
+            known = ~np.isnan(self.scores[rows[heaviest], shown[heaviest]])
+            curve = np.where(known, scores[rows[heaviest], shown[heaviest]], np.nan)
+            return curve, seconds
+        # What broke off has no say in how the others score.
+        weights = np.where(infeasible, 0.0, weights)
+        return weights @ scores[rows, shown] / weights.sum(), seconds
+
+    def value(self, config: Config, replicate: int | None = None) -> float:
+        """The mean final score over the replicates, as near to noise-free as the record goes.
+
+        With `replicate`, over those that this seed was not shown, so that a lucky score is not
+        counted for the setting that had it; a setting trained once has only that one. NaN where
+        the trainings break off.
+        """
+        rows, weights = self._around(config)
+        final = np.where(self.infeasible, np.nan, self._whole[0][:, :, -1])[rows]  # k x r
+        if replicate is not None and final.shape[1] > 1:
+            final = final.copy()
+            final[np.arange(len(rows)), self._shown(rows, replicate)] = np.nan
+        known = ~np.isnan(final)
+        counts = known.sum(1)
+        if weights[counts == 0].sum() > 0.5:
+            return math.nan
+        means = np.where(known, final, 0.0).sum(1) / np.maximum(counts, 1)
+        weights = np.where(counts == 0, 0.0, weights)
+        return float(weights @ means / weights.sum())
+
+    def optimum(self) -> tuple[Config, float]:
+        """The recorded setting with the highest mean final score, and that mean.
+
+        No interpolated setting is higher. The mean of few replicates flatters the best of many.
+        """
+        values = np.array([self.value(config) for config in self.settings])
+        best = int(np.nanargmax(values))
+        return self.settings[best], float(values[best])
+
+    @cached_property
+    def settings(self) -> list[dict[str, Any]]:
+        """The recorded configurations, n of them."""
+        return [_to_config(self.space, row) for row in self.configs]
+
+    # -- how the arrays are used -----------------------------------------------------------------
+
+    @cached_property
+    def _units(self) -> NDArray[np.float64]:
+        return self.space.to_unit(self.settings)  # n x d
+
+    @cached_property
+    def _axes(self) -> list[NDArray[np.float64]]:
+        return [np.unique(column) for column in self._units.T]
+
+    @cached_property
+    def _row(self) -> dict[tuple[float, ...], int]:
+        return {tuple(row): i for i, row in enumerate(self._units.tolist())}
+
+    @cached_property
+    def _whole(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores and seconds with what was not recorded filled in, both n x r x e."""
+        known = ~np.isnan(self.scores)
+        last = np.maximum(known.sum(2, keepdims=True) - 1, 0)
+        scores = np.where(known, self.scores, np.take_along_axis(self.scores, last, 2))
+        mean = np.nanmean(self.seconds, 2, keepdims=True)
+        return np.nan_to_num(scores), np.where(np.isnan(self.seconds), mean, self.seconds)
+
+    def _shown(self, rows: NDArray[np.int64], replicate: int) -> NDArray[np.int64]:
+        """Which replicate of each of the rows a seed is shown."""
+        count = self.scores.shape[1]
+        if count == 1:
+            return np.zeros_like(rows)
+        return np.array([derive_seed(replicate, "replicate", int(row)) % count for row in rows])
+
+    def _around(self, config: Config) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The recorded settings that stand for `config`, and their weights, which add up to 1."""
+        unit = self.space.to_unit([config])[0]
+        at = self._row.get(tuple(unit.tolist()))
+        if at is not None:
+            return np.array([at]), np.ones(1)
+        return self._corners(unit) if self.is_lattice else self._nearest(unit)
+
+    def _corners(self, unit: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        sides: list[list[tuple[float, float]]] = []  # for each knob: coordinate, weight
+        for axis, u in zip(self._axes, unit, strict=True):
+            right = int(np.searchsorted(axis, u))
+            if right in (0, len(axis)) or axis[right] == u:  # beyond the ends, or on a value
+                sides.append([(float(axis[min(right, len(axis) - 1)]), 1.0)])
+            else:
+                low, high = float(axis[right - 1]), float(axis[right])
+                share = (float(u) - low) / (high - low)
+                sides.append([(low, 1 - share), (high, share)])
+        corners = list(itertools.product(*sides))
+        rows = [self._row[tuple(c for c, _ in corner)] for corner in corners]
+        return np.array(rows), np.array([math.prod(w for _, w in corner) for corner in corners])
+
+    def _nearest(self, unit: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        apart = self._units - unit
+        for i, domain in enumerate(self.space.values()):
+            if isinstance(domain, Choice):  # another option is another option, near or far
+                apart[:, i] = apart[:, i] != 0
+        distance = np.sqrt((apart**2).sum(1))
+        d = len(self.space)
+        rows = np.argsort(distance, kind="stable")[: 2 * d + 4]
+        weights = (distance[rows[0]] / distance[rows]) ** (d + 1)
+        return rows, weights / weights.sum()
+
+
+def to_row(space: SearchSpace, config: Config) -> tuple[float, ...]:
+    """A configuration as a row of `configs`."""
+    return tuple(
+        float(domain.options.index(config[name]))
+        if isinstance(domain, Choice)
+        else float(config[name])  # type: ignore[arg-type]
+        for name, domain in space.items()
+    )
+
+
+def _to_config(space: SearchSpace, row: NDArray[np.float64]) -> dict[str, Any]:
+    def value(domain: Domain, number: float) -> Any:
+        if isinstance(domain, Choice):
+            return domain.options[int(number)]
+        return int(number) if isinstance(domain, Int) else number
+
+    return {n: value(d, x) for (n, d), x in zip(space.items(), row.tolist(), strict=True)}
+
+
+def _check(table: Table) -> None:
+    """Raise ValueError where the arrays do not fit each other or the space."""
+    n, d = table.configs.shape if table.configs.ndim == 2 else (0, 0)
+    if table.scores.ndim != 3 or table.scores.shape[0] != n or not table.scores.size:
+        raise ValueError(
+            f"a table has configs, n x d, and scores, n x r x e, got shapes "
+            f"{table.configs.shape} and {table.scores.shape}"
+        )
+    if d != len(table.space):
+        raise ValueError(f"the space has {len(table.space)} knobs, but configs has {d} columns")
+    if (
+        table.seconds.shape != table.scores.shape
+        or table.infeasible.shape != (table.scores.shape[:2])
+    ):
+        raise ValueError(
+            f"seconds must be {table.scores.shape} and infeasible {table.scores.shape[:2]}, as "
+            f"scores are; got {table.seconds.shape} and {table.infeasible.shape}"
+        )
+    for column, (name, domain) in zip(table.configs.T, table.space.items(), strict=True):
+        for number in column.tolist():
+            if isinstance(domain, Choice):
+                inside = number in range(len(domain.options))
+            else:
+                inside = domain.contains(int(number) if isinstance(domain, Int) else number)
+            if not inside or (isinstance(domain, Int) and number != int(number)):
+                raise ValueError(f"a recorded {name} is {number:g}, which is not in {domain!r}")
+    if len(np.unique(table.configs, axis=0)) < n:
+        raise ValueError("a setting is in the table twice; put repeats into replicates")
+    known = ~np.isnan(table.scores)
+    if np.isinf(table.scores).any() or (known[:, :, 1:] & ~known[:, :, :-1]).any():
+        raise ValueError("a curve's scores are finite numbers, then NaN from where it ended")
+    if not (known[:, :, 0] | table.infeasible).all() or table.infeasible.all():
+        raise ValueError("a setting has no score at all and is not marked as infeasible")
+    timed = ~np.isnan(table.seconds)
+    if (known & ~timed).any() or not (table.seconds[timed] > 0).all() or not timed.any(2).all():
+        raise ValueError("every epoch that has a score needs its seconds, more than 0")
+    if not np.isfinite(table.seconds[timed]).all():
+        raise ValueError("seconds are finite numbers")
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def save_table(path: Path, table: Table) -> None:
+    """Write the npz and its card. Each is whole or absent; the card is the last."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        space=np.array(json.dumps(table.space.to_json())),
+        configs=table.configs,
+        scores=table.scores,
+        seconds=table.seconds,
+        infeasible=table.infeasible,
+    )
+    data = buffer.getvalue()
+    n, r, e = table.scores.shape
+    card = {
+        **table.card,
+        "settings": n,
+        "replicates": r,
+        "epochs": e,
+        "between_settings": RULE[table.is_lattice],
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    write_atomically(path, data)
+    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path.with_suffix(".json"), text)
+
+
+def load_table(path: Path) -> Table:
+    """Read what `save_table`, or anyone who keeps to the schema, wrote.
+
+    Raises ValueError where it is not that, or not the file that its card is about.
+    """
+    try:
+        data = path.read_bytes()
+        beside = path.with_suffix(".json")
+        card = json.loads(beside.read_text()) if beside.exists() else dict(_NO_CARD)
+        if not isinstance(card, dict):
+            raise ValueError("the card is not a JSON object")
+        kept = card.get("sha256")
+        if kept is not None and kept != hashlib.sha256(data).hexdigest():
+            raise ValueError("its SHA-256 is not the one in its card")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        space = SearchSpace.from_json(json.loads(str(arrays["space"])))
+        scores = np.asarray(arrays["scores"], dtype=np.float64)
+        infeasible = arrays.get("infeasible", np.zeros(scores.shape[:2]))
+        return Table(
+            path.stem,
+            space,
+            np.asarray(arrays["configs"], dtype=np.float64),
+            scores,
+            np.asarray(arrays["seconds"], dtype=np.float64),
+            np.asarray(infeasible, dtype=bool),
+            card,
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} is no landscape: it has no array {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is no landscape: {error}") from error

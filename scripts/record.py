@@ -1,0 +1,253 @@
+"""Record a landscape: train every setting of a design, or take what a race has trained."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from landscapes.recorder import DesignSearcher, lattice, make_table, sobol
+from landscapes.table import save_table
+from scripts.stopping import Stopped, Stopper, stopping_signals
+from scripts.workers import TrainingRequest, start_workers
+from tuner.race import Race, enter
+from tuner.scheduler import TrainingBrokenError
+from tuner.space import SearchSpace
+from tuner.store import Store
+
+SEARCHER = "design"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordRequest(TrainingRequest):
+    """Everything that was asked for; kept in the study, so that a resume needs only its folder."""
+
+    space: dict[str, Any]
+    design: str  # "lattice:20,12" or "sobol:500"
+    replicates: int
+    seed: int
+    out: str
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    out: Annotated[
+        Path | None, typer.Option(help="The npz to write; its card goes beside it.")
+    ] = None,
+    from_run: Annotated[
+        Path | None, typer.Option("--from", help="Make it of a race's trials; nothing is trained.")
+    ] = None,
+    knobs: Annotated[str, typer.Option(help="Which to vary.")] = "learning_rate,weight_decay",
+    knob: Annotated[
+        list[str] | None, typer.Option(help="A range or a choice, as for tune.py. Repeatable.")
+    ] = None,
+    design: Annotated[
+        str, typer.Option(help="lattice:20,12 (values of each knob) or sobol:500 (settings).")
+    ] = "lattice:20,12",
+    epochs: Annotated[int, typer.Option(help="Full length of a training.")] = 12,
+    replicates: Annotated[int, typer.Option(help="How often to train each setting.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the first replicate.")] = 0,
+    data: Annotated[str, typer.Option(help="As for tune.py.")] = "sample",
+    data_root: Annotated[Path | None, typer.Option(help="As for tune.py.")] = None,
+    augment: Annotated[bool, typer.Option(help="As for tune.py.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    slots: Annotated[int | None, typer.Option(help="Workers per device.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the study is kept. Default: runs/record-NAME.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the study in this folder.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a design and write it as a landscape that tune.py --landscape can replay."""
+    console = Console()
+    try:
+        if from_run is not None:
+            path = out or Path(f"{from_run.name}.npz")
+            _check_out(path)
+            store = Store(from_run / "study.sqlite", create=False)
+            try:
+                _write(store, path, dict(store.meta("request") or {}), console)
+            finally:
+                store.close()
+            return
+        if resume is not None:
+            store = Store(resume / "study.sqlite", create=False)
+            folder = resume
+            kept = store.meta("request")
+            if not isinstance(kept, dict) or "design" not in kept:
+                store.close()
+                raise ValueError(f"{resume} holds no recording that can be resumed")
+            request = RecordRequest(**kept)
+        else:
+            from models.data import default_root, prepare
+            from models.knobs import make_space
+
+            if out is None:
+                raise ValueError("--out is missing: the npz to write, such as my_landscape.npz")
+            _check_out(out)
+            for flag, value in (("--epochs", epochs), ("--replicates", replicates)):
+                if value < 1:
+                    raise ValueError(f"{flag} is at least 1, got {value}")
+            space = make_space([n.strip() for n in knobs.split(",") if n.strip()], knob or [])
+            _design(design, space, seed)
+            root = data_root or default_root()
+            prepare(data, root)
+            request = RecordRequest(
+                device=device,
+                slots=slots,
+                data=data,
+                data_root=str(root),
+                epochs=epochs,
+                augment=augment,
+                space=space.to_json(),
+                design=design,
+                replicates=replicates,
+                seed=seed,
+                out=str(out),
+            )
+            folder = folder or Path("runs") / f"record-{out.stem}"
+            folder.mkdir(parents=True, exist_ok=True)
+            store = Store(folder / "study.sqlite", create=True)
+            store.set_meta("request", vars(request))
+            for replicate in range(seed, seed + replicates):
+                store.add_run(SEARCHER, replicate, space, epochs, None)
+            store.commit(force=True)
+        with stopping_signals() as stopper, ExitStack() as stack:
+            stack.callback(store.close)
+            _record(stack, store, request, folder, console, quiet, stopper)
+    except Stopped as stopped:
+        line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
+        console.print("Stopped; nothing finished is lost. Go on with:")
+        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+        raise typer.Exit(128 + int(stopped.args[0])) from None
+    except (ValueError, TrainingBrokenError) as error:
+        print(f"record: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+
+
+def _check_out(path: Path) -> None:
+    if path.suffix != ".npz":
+        raise ValueError(f"a landscape's file ends in .npz, got {path}")
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose another place")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"there is no folder {path.resolve().parent}")
+
+
+def _design(text: str, space: SearchSpace, seed: int) -> list[dict[str, Any]]:
+    """The settings that `lattice:20,12` or `sobol:500` means."""
+    kind, _, counts = text.partition(":")
+    numbers = [part.strip() for part in counts.split(",")]
+    if kind not in ("lattice", "sobol") or not all(n.isdigit() for n in numbers):
+        raise ValueError(
+            f"a design is lattice:A,B,… with a count for each knob, or sobol:N, got {text!r}"
+        )
+    if kind == "lattice":
+        return lattice(space, [int(n) for n in numbers])
+    if len(numbers) > 1:
+        raise ValueError(f"a Sobol design has one number of settings, got {text!r}")
+    return sobol(space, int(numbers[0]), seed)
+
+
+def _record(
+    stack: ExitStack,
+    store: Store,
+    request: RecordRequest,
+    folder: Path,
+    console: Console,
+    quiet: bool,
+    stopper: Stopper,
+) -> None:
+    from models.training_runner import TrainingRunner
+
+    space = SearchSpace.from_json(request.space)
+    settings = _design(request.design, space, request.seed)
+    pool, _ = start_workers(stack, store, request, folder, None if quiet else console)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet,
+        refresh_per_second=2,
+    )
+    total = len(settings) * request.replicates * request.epochs
+    task = bar.add_task(f"{len(settings)} settings × {request.replicates}", total=total)
+
+    def on_change() -> None:
+        bar.update(task, completed=sum(r.scheduler.history.epochs_seen for r in race.runs))
+
+    race = Race(
+        [
+            enter(
+                store,
+                row,
+                DesignSearcher(settings),
+                TrainingRunner(pool, f"{row.searcher}-{row.seed}"),
+                is_replay=False,
+                on_change=on_change,
+            )
+            for row in store.runs()
+        ],
+        shares_device=False,  # one replicate after the other
+    )
+    with bar:
+        stopper.go(race)
+    stopper.check()
+    _write(store, Path(request.out), store.meta("request"), console)
+
+
+def _write(store: Store, path: Path, request: dict[str, Any], console: Console) -> None:
+    rows = store.runs()
+    histories = [store.history(row) for row in rows]
+    epochs = max((t.epoch for h in histories for t in h), default=0)
+    card = _card(store, request)
+    table = make_table(path.stem, rows[0].space, rows[0].max_epochs or epochs, histories, card)
+    save_table(path, table)
+    n, r, e = table.scores.shape
+    console.print(
+        f"{n} settings, {r} replicate(s), {e} epochs are in {path} "
+        f"({path.stat().st_size / 1e6:.2f} MB)",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _card(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+    """Where a recording is from: device, versions, data, design, seeds, date."""
+    machine = store.meta("machine") or {"device": "unknown", "date": "unknown"}
+    data = request.get("landscape") or request.get("data")
+    rows = store.runs()
+    return {
+        "about": f"Recorded from real training on {data}.",
+        "badge": f"recorded on {machine['device']}, {machine['date']}",
+        **machine,
+        "workers_per_device": request.get("slots"),
+        "data": data,
+        "augment": request.get("augment"),
+        "model": "tuner's CNN; knobs that are not varied are at their defaults",
+        "design": request.get("design", "the trials of a race"),
+        "searchers": sorted({row.searcher for row in rows}),
+        "seeds": sorted({row.seed for row in rows}),
+        "precision": request.get("precision"),
+    }
+
+
+if __name__ == "__main__":
+    app()
