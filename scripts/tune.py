@@ -17,18 +17,21 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
 from scripts.stopping import Stopped, Stopper, stopping_signals
 from scripts.workers import TrainingRequest, start_workers
 from tuner.budget import to_minutes, to_ns
 from tuner.naming import pick
-from tuner.race import Race, enter
+from tuner.race import Race, Run, enter
 from tuner.report import Outcome, write_files
+from tuner.runner import Runner
 from tuner.scheduler import TrainingBrokenError
-from tuner.searchers import SEARCHERS, make_searcher
+from tuner.searchers import SEARCHERS, Searcher, make_searcher
+from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
-from tuner.store import Store
+from tuner.store import RunRow, Store
 from tuner.terminal import LiveView, closing_table
 
 _REPLAY_COMMIT_S = 0.5
@@ -45,6 +48,7 @@ class Request(TrainingRequest):
     budget_minutes: float
     landscape: str | None
     grid_points: int | None
+    shared_start: int
     space: dict[str, Any]
 
 
@@ -62,6 +66,8 @@ def _check(request: Request) -> None:
     for flag, value in (("--seeds", request.seeds), ("--epochs", request.epochs)):
         if value < 1:
             raise ValueError(f"{flag} is at least 1, got {value}")
+    if request.shared_start < 0:
+        raise ValueError(f"--shared-start is at least 0, got {request.shared_start}")
     if request.slots is not None and request.slots < 1:
         raise ValueError(f"--slots is at least 1, got {request.slots}")
     if not 0 <= request.seed < 1 << 53:
@@ -110,9 +116,12 @@ def main(
     grid_points: Annotated[
         int | None, typer.Option(help="Points a side of the first lattice. Default: by budget.")
     ] = None,
+    shared_start: Annotated[
+        int, typer.Option(help="So many first trials are the same for all searchers of a seed.")
+    ] = 0,
     landscape: Annotated[
         str | None,
-        typer.Option(help="Replay on a landscape instead, by name or file; see the README."),
+        typer.Option(help="Replay on a landscape instead, by name or by file."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: runs/…")] = None,
     resume: Annotated[
@@ -150,6 +159,7 @@ def main(
                 augment=augment,
                 landscape=landscape,
                 grid_points=grid_points,
+                shared_start=shared_start,
                 space={},
             )
             _check(request)
@@ -179,6 +189,7 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
         print(json.dumps(summary))
         return
     console.print(closing_table(summary))
+    console.print(summary["verdict"]["text"], soft_wrap=True, markup=False, highlight=False)
     fallbacks = sum(run["fallbacks"] for run in summary["runs"])
     if fallbacks:
         console.print(
@@ -191,7 +202,7 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
 
 
 _REPLAY_FLAGS = {
-    *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points"),
+    *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
     *("landscape", "out", "quiet", "as_json"),
 }
 
@@ -217,9 +228,13 @@ def _create(
     if out is not None:
         _check_out(out)
     if request.landscape is not None:
-        terrain = open_landscape(request.landscape)
-        space, epochs = terrain.space, terrain.epochs
-        request = Request(**{**vars(request), "epochs": epochs, "data": None, "device": "replay"})
+        where = request.landscape
+        if where.endswith((".npz", ".onnx")):
+            where = str(Path(where).resolve())  # a resume may come from another folder
+        terrain = open_landscape(where)
+        space, kind = terrain.space, f"replay-{terrain.name}"
+        changes = {"landscape": where, "epochs": terrain.epochs, "data": None, "device": "replay"}
+        request = Request(**{**vars(request), **changes})
     else:
         from models.data import default_root, prepare
         from models.knobs import make_space
@@ -230,10 +245,10 @@ def _create(
         root = Path(request.data_root or default_root())
         prepare(request.data, root)
         request = Request(**{**vars(request), "data_root": str(root)})
+        kind = request.data
     for name in request.searchers:  # options that a searcher refuses are refused here
-        make_searcher(name, space, request.seed, **_options(name, request))
+        _searcher(name, space, request.seed, request)
     request = Request(**{**vars(request), "space": space.to_json()})
-    kind = f"replay-{request.landscape}" if request.landscape else request.data
     folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_out(folder)
     try:
@@ -284,8 +299,25 @@ def _commit_every(request: Request) -> float:
     return _REPLAY_COMMIT_S if request.landscape else 0.0
 
 
-def _options(name: str, request: Request) -> dict[str, Any]:
-    return {"points_per_axis": request.grid_points} if name == "grid" else {}
+def _searcher(name: str, space: SearchSpace, seed: int, request: Request) -> Searcher:
+    options = {"points_per_axis": request.grid_points} if name == "grid" else {}
+    searcher = make_searcher(name, space, seed, **options)
+    if request.shared_start:
+        return SharedStart(searcher, space, seed, request.shared_start)
+    return searcher
+
+
+@dataclass(frozen=True)
+class _Track:
+    """What the runs of a race are run on: a landscape, or the workers of a pool."""
+
+    runner: Callable[[RunRow], Runner]
+    device: str
+    unit: str
+    slots: int
+    landscape: Landscape | None = None
+    pool: Any = None
+    warm_up_ns: int = 0
 
 
 def _race(
@@ -298,63 +330,62 @@ def _race(
     stopper: Stopper,
 ) -> None:
     """Run the race to its end and write its files; raises Stopped where a signal ended it."""
-    view_changed: list[Callable[[], None]] = []
-
-    def on_change() -> None:
-        for call in view_changed:
-            call()
-
-    space = SearchSpace.from_json(request.space)
-    settings: dict[str, Any] = {**vars(request), "slots": request.slots or 1}
-    searchers = {
-        row.id: make_searcher(row.searcher, space, row.seed, **_options(row.searcher, request))
-        for row in store.runs()
-    }
-    pool = None
     if request.landscape is not None:
-        terrain = open_landscape(request.landscape)
-        runners: Callable[[Any], Any] = lambda row: ReplayRunner(  # noqa: E731
-            terrain, row.seed, request.slots or 1
-        )
-        settings |= {"device": "simulated", "unit": "simulated minutes"}
+        track = _replay_track(request)
     else:
-        from models.training_runner import TrainingRunner
-
-        if not quiet:
-            console.print(
-                f"{request.budget_minutes:g} minutes for each of "
-                f"{len(request.searchers) * request.seeds} run(s)",
-                soft_wrap=True,
-            )
-        shown = None if quiet else console
-        pool, warm_up_ns = start_workers(stack, store, request, folder, shown)
-        runners = lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}")  # noqa: E731
-        settings |= {"device": ",".join(pool.setup.devices), "unit": pool.setup.unit}
-        settings["slots"] = len(pool.workers)
+        track = _training_track(stack, store, request, folder, None if quiet else console)
+    view = LiveView(console, track.unit, quiet=quiet)
     race = Race(
         [
             enter(
                 store,
                 row,
-                searchers[row.id],
-                runners(row),
-                is_replay=pool is None,
-                on_change=on_change,
+                _searcher(row.searcher, row.space, row.seed, request),
+                track.runner(row),
+                is_replay=track.pool is None,
+                on_change=view,
             )
             for row in store.runs()
         ],
-        shares_device=pool is not None,
+        shares_device=track.pool is not None,
     )
-    if pool is not None:
-        race.share_warm_up(warm_up_ns)
+    race.share_warm_up(track.warm_up_ns)
     _check_budget(race)
-    view = LiveView(console, settings["unit"], quiet=quiet).watch(race)
-    view_changed.append(view)
-    with view:
+    with view.watch(race):
         stopper.go(race)
     store.commit(force=True)
     stopper.check()
-    _finish(store, race, pool, settings, folder, console)
+    _finish(store, race, track, request, folder, console)
+
+
+def _replay_track(request: Request) -> _Track:
+    landscape, slots = open_landscape(request.landscape or ""), request.slots or 1
+    return _Track(
+        lambda row: ReplayRunner(landscape, row.seed, slots),
+        "simulated",
+        "simulated minutes",
+        slots,
+        landscape,
+    )
+
+
+def _training_track(
+    stack: ExitStack, store: Store, request: Request, folder: Path, console: Console | None
+) -> _Track:
+    from models.training_runner import TrainingRunner
+
+    if console is not None:
+        runs = len(request.searchers) * request.seeds
+        console.print(f"{request.budget_minutes:g} minutes for each of {runs} run(s)")
+    pool, warm_up_ns = start_workers(stack, store, request, folder, console)
+    return _Track(
+        lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}"),
+        ",".join(pool.setup.devices),
+        pool.setup.unit,
+        len(pool.workers),
+        pool=pool,
+        warm_up_ns=warm_up_ns,
+    )
 
 
 def _check_budget(race: Race) -> None:
@@ -369,35 +400,42 @@ def _check_budget(race: Race) -> None:
 
 
 def _finish(
-    store: Store,
-    race: Race,
-    pool: Any,
-    settings: dict[str, Any],
-    folder: Path,
-    console: Console,
+    store: Store, race: Race, track: _Track, request: Request, folder: Path, console: Console
 ) -> None:
-    """Test each run's winner, once, and write the files and the picture."""
-    outcomes = []
-    for run in race.runs:
-        best, test_score = run.scheduler.history.best, None
-        mark = best.checkpoint if best is not None else None
-        if mark is not None and mark.sha256 == run.row.tested:
-            test_score = run.row.test_score
-        elif pool is not None and mark is not None:
-            try:
-                test_score = pool.test(best)
-                store.set_test_score(run.row.id, test_score, mark.sha256)
-                store.commit(force=True)
-            except ValueError as error:  # the search itself is not lost for that
-                console.print(f"{run.name} {run.row.seed}: {error}", soft_wrap=True)
-        outcomes.append(
-            Outcome(run.row, run.scheduler.history, run.scheduler.budget.ledger, test_score)
-        )
+    """Find out what each run's incumbent is worth, and write the files and the picture."""
+    outcomes = [_outcome(store, run, track, console) for run in race.runs]
+    settings = {
+        **vars(request),
+        "device": track.device,
+        "unit": track.unit,
+        "slots": track.slots,
+        "landscape": track.landscape.name if track.landscape else None,
+    }
     write_files(folder, settings, outcomes)
     from tuner.plots import draw_race
 
     what = settings["landscape"] or settings["data"]
-    draw_race(folder / "race.png", outcomes, settings["unit"], f"{what} on {settings['device']}")
+    draw_race(folder / "race.png", outcomes, track.unit, f"{what} on {track.device}")
+
+
+def _outcome(store: Store, run: Run, track: _Track, console: Console) -> Outcome:
+    """What a run came to; in real training its winner is tested, once."""
+    history, ledger = run.scheduler.history, run.scheduler.budget.ledger
+    best, row = history.best, run.row
+    if track.landscape is not None:
+        value = None if best is None else track.landscape.value(best.config, row.seed)
+        return Outcome(row, history, ledger, None, value)
+    mark, test_score = best.checkpoint if best is not None else None, None
+    if mark is not None and mark.sha256 == row.tested:
+        test_score = row.test_score
+    elif mark is not None:
+        try:
+            test_score = track.pool.test(best)
+            store.set_test_score(row.id, test_score, mark.sha256)
+            store.commit(force=True)
+        except ValueError as error:  # the search itself is not lost for that
+            console.print(f"{run.name} {row.seed}: {error}", soft_wrap=True)
+    return Outcome(row, history, ledger, test_score)
 
 
 def _minutes_note(summary: dict[str, Any]) -> str:

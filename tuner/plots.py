@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
 
 from tuner.budget import to_minutes
-from tuner.report import Outcome, best_so_far
+from tuner.progress import at
+from tuner.report import Outcome, lines_of
 from tuner.space import Choice, SearchSpace
 
 # Okabe and Ito's colours, told apart by colour-blind eyes as well.
@@ -67,10 +67,10 @@ def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: flo
             markeredgewidth=0,
             clip_on=False,
         )
-    lines = [best_so_far(o.history) for o in outcomes]
+    lines = lines_of(outcomes)[name]
     ends = [to_minutes(sum(o.ledger.values())) for o in outcomes]
     grid = np.linspace(0, max(ends), 400)
-    values = np.array([_on_grid(line, grid) for line in lines])  # seeds x 400
+    values = np.array([at(line, grid) for line in lines])  # seeds x 400
     known = ~np.isnan(values).any(0)
     label = name if len(lines) == 1 else f"{name}, median and quartiles of {len(lines)}"
     middle = np.median(values, 0)
@@ -78,16 +78,6 @@ def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: flo
     if len(lines) > 1:
         low, high = np.quantile(values[:, known], [0.25, 0.75], axis=0)
         axes.fill_between(grid[known], low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _on_grid(line: list[tuple[int, float]], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The step function at the grid's minutes; NaN before its first step."""
-    if not line:
-        return np.full(len(grid), np.nan)
-    minutes = np.array([to_minutes(ns) for ns, _ in line])
-    index = np.searchsorted(minutes, grid, side="right") - 1
-    scores = np.array([score for _, score in line])
-    return np.where(index < 0, np.nan, scores[np.maximum(index, 0)])
 
 
 def _draw_probes(

@@ -13,18 +13,26 @@ from typing import Any
 
 from tuner.budget import Costs, to_minutes
 from tuner.files import write_atomically
+from tuner.progress import Line, race_progress
 from tuner.store import RunRow
 from tuner.trial import HistoryView, Trial, TrialState
+from tuner.verdict import verdict
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to."""
+    """What one run came to.
+
+    Attributes:
+        test_score: of the incumbent, in real training.
+        value: of the incumbent, on a landscape: its score without noise.
+    """
 
     row: RunRow
     history: HistoryView
     ledger: Costs
     test_score: float | None
+    value: float | None = None
 
 
 def best_so_far(history: HistoryView) -> list[tuple[int, float]]:
@@ -65,6 +73,7 @@ def run_summary(outcome: Outcome) -> dict[str, Any]:
         "best_trial": None if best is None else best.number,
         "best_config": None if best is None else dict(best.config),
         "test_score": outcome.test_score,
+        "value": outcome.value,
         "minutes_spent": to_minutes(sum(outcome.ledger.values())),
         "ledger": {kind.value: to_minutes(ns) for kind, ns in outcome.ledger.items()},
         "fallbacks": sum(bool(t.note) for t in history),
@@ -78,8 +87,37 @@ def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
     return {
         **{key: settings.get(key) for key in keys},
         "runs": [run_summary(outcome) for outcome in outcomes],
-        "verdict": None,
+        "progress": race_progress(lines_of(outcomes), settings["budget_minutes"]),
+        "verdict": judge(settings, outcomes),
     }
+
+
+def by_searcher(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """The outcomes of each searcher, in order of seeds."""
+    names = dict.fromkeys(o.row.searcher for o in outcomes)
+    ordered = sorted(outcomes, key=lambda o: o.row.seed)
+    return {name: [o for o in ordered if o.row.searcher == name] for name in names}
+
+
+def lines_of(outcomes: Sequence[Outcome]) -> dict[str, list[Line]]:
+    """Each searcher's best-so-far lines, in minutes."""
+    return {
+        name: [[(to_minutes(ns), score) for ns, score in best_so_far(o.history)] for o in group]
+        for name, group in by_searcher(outcomes).items()
+    }
+
+
+def judge(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The verdict on a race, by what a user would get of each run."""
+    is_replay = settings.get("landscape") is not None
+    groups = by_searcher(outcomes)
+    best = {name: [o.history.best for o in group] for name, group in groups.items()}
+    return verdict(
+        {n: [o.value if is_replay else o.test_score for o in g] for n, g in groups.items()},
+        {name: [None if t is None else t.score for t in trials] for name, trials in best.items()},
+        measure="noise-free accuracy" if is_replay else "test accuracy",
+        minutes=settings["budget_minutes"],
+    )
 
 
 def winner(outcomes: Sequence[Outcome]) -> tuple[Outcome, Trial] | None:

@@ -131,18 +131,72 @@ def describe(config: Config) -> str:
 
 
 def closing_table(summary: dict[str, Any]) -> Table:
-    """The table at the end of a race, a row a run, from the content of summary.json."""
+    """The table at the end of a race, from the content of summary.json.
+
+    A row a run, or, with several seeds, a row a searcher with means over its seeds.
+    """
+    measure = "noise-free" if summary["landscape"] else "test"
+    seeds = len({run["seed"] for run in summary["runs"]})
+    return _searcher_table(summary, measure) if seeds > 1 else _run_table(summary, measure)
+
+
+def _run_table(summary: dict[str, Any], measure: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("searcher", "seed", "trials", "validation", "test", "minutes", "best setting"):
+    titles = ("searcher", "trials", "validation", measure, "gap", "minutes", "best setting")
+    for title in titles:
         table.add_column(title, overflow="fold" if title == "best setting" else "ellipsis")
     for run in summary["runs"]:
+        reward = run["value"] if summary["landscape"] else run["test_score"]
+        both = run["best_score"] is not None and reward is not None
         table.add_row(
             escape(run["searcher"]),
-            str(run["seed"]),
             str(run["trials"]),
-            "–" if run["best_score"] is None else f"{run['best_score']:.4f}",
-            "–" if run["test_score"] is None else f"{run['test_score']:.4f}",
+            _score(run["best_score"]),
+            _score(reward),
+            _gap(run["best_score"] - reward if both else None),
             f"{run['minutes_spent']:.3f}",
             "–" if run["best_config"] is None else escape(describe(run["best_config"])),
         )
     return table
+
+
+def _searcher_table(summary: dict[str, Any], measure: str) -> Table:
+    progress = summary["progress"]
+    target = progress["target"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    reached = "minutes to target" if target is None else f"minutes to {target:.4f}"
+    for title in (
+        "searcher",
+        "seeds",
+        "trials",
+        "validation",
+        measure,
+        "gap",
+        reached,
+        "mean rank",
+    ):
+        table.add_column(title)
+    for standing in summary["verdict"]["standings"]:
+        name = standing["searcher"]
+        runs = [run for run in summary["runs"] if run["searcher"] == name]
+        one = progress["searchers"][name]
+        minutes = one["minutes_to_target"]
+        table.add_row(
+            escape(name),
+            str(len(runs)),
+            f"{sum(run['trials'] for run in runs) / len(runs):.1f}",
+            _score(standing["best_validation"]),
+            _score(standing["reward"]),
+            _gap(standing["gap"]),
+            "–" if minutes is None else f"{minutes:.2f}",
+            f"{one['mean_rank'][-1]:.2f}",
+        )
+    return table
+
+
+def _score(score: float | None) -> str:
+    return "–" if score is None else f"{score:.4f}"
+
+
+def _gap(gap: float | None) -> str:
+    return "–" if gap is None else f"{100 * gap:+.2f}"

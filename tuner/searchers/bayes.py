@@ -50,6 +50,8 @@ _FIT_ERRORS = (
 )
 # The likelihood is per datum: a relative gain under 1e-3 is far below what n data can tell.
 _FIT_OPTIONS = {"ftol": 1e-3, "gtol": 1e-3, "maxiter": 100}
+_REFIT_EVERY = 5  # data, from the first _REFIT_ALWAYS on
+_REFIT_ALWAYS = 20
 _RAW_POINTS = 512
 _LOCAL_POINTS = 64  # around each of the best data
 _STARTS = 3
@@ -78,6 +80,7 @@ class BayesSearcher:
         self._start = max(10, 2 * len(space))
         self._choices = [i for i, dom in enumerate(space.values()) if isinstance(dom, Choice)]
         self._real = [i for i, dom in enumerate(space.values()) if isinstance(dom, Float)]
+        self._fitted: tuple[tuple[bytes, bytes], SingleTaskGP] | None = None
         self.fallback = ""
 
     def propose(self, history: HistoryView) -> Config:
@@ -112,8 +115,7 @@ class BayesSearcher:
     def _maximise(self, history: HistoryView, data: list[Trial], seed: int) -> Config:
         raw = self._legal_points(history, data, seed)  # r x d
         x = self._encode(self._space.to_unit([t.config for t in data]))  # n x d
-        y = torch.from_numpy(shown_scores([t.score for t in data])).unsqueeze(-1)  # n x 1
-        model = fit(x, y, self._choices)
+        model = self._model(x, [t.score for t in data])
         pending = [t.config for t in history.running]
         acquisition = self._acquisition(model, x, pending, seed)
         with torch.no_grad():
@@ -127,6 +129,30 @@ class BayesSearcher:
             if (visited - point).abs().amax(1).min() > _APART:
                 return self._decode(point[None])
         return self._decode(ranked[:1])
+
+    def _model(self, x: Tensor, scores: list[float | None]) -> SingleTaskGP:
+        """The process on all of `n x d` data, its hyperparameters fitted to the first m of them.
+
+        m is n rounded down to a multiple of _REFIT_EVERY: a few more data hardly move
+        hyperparameters, and fitting them is most of the work. What was fitted last is kept, for
+        speed alone: the same data would give the same again.
+        """
+        n = len(scores)
+        m = n if n < _REFIT_ALWAYS else n - n % _REFIT_EVERY
+        y = torch.from_numpy(shown_scores(scores[:m])).unsqueeze(-1)  # m x 1
+        key = (x[:m].numpy().tobytes(), y.numpy().tobytes())
+        if self._fitted is None or self._fitted[0] != key:
+            torch.manual_seed(derive_seed(self._seed, "fit", m))  # of m, as all of the fit is
+            self._fitted = (key, fit(x[:m], y, self._choices))
+        model = self._fitted[1]
+        if m < n:
+            y = torch.from_numpy(shown_scores(scores)).unsqueeze(-1)  # n x 1
+            fitted, model = model, make_model(x, y, self._choices)
+            with torch.no_grad():
+                for old, new in zip(fitted.parameters(), model.parameters(), strict=True):
+                    new.copy_(old)
+            model.eval()
+        return model
 
     def _acquisition(
         self, model: Any, x: Tensor, pending: list[Config], seed: int
@@ -261,15 +287,17 @@ def shown_scores(scores: list[float | None]) -> NDArray[np.float64]:
     return np.array([floor if s is None else max(s, floor) for s in scores])
 
 
+def make_model(x: Tensor, y: Tensor, choices: list[int]) -> SingleTaskGP:
+    """A Gaussian process on `n x d` inputs and `n x 1` scores, hyperparameters still to be set."""
+    return MixedSingleTaskGP(x, y, cat_dims=choices) if choices else SingleTaskGP(x, y)
+
+
 def fit(x: Tensor, y: Tensor, choices: list[int]) -> SingleTaskGP:
     """A Gaussian process on `n x d` inputs and `n x 1` scores, standardised inside.
 
     Raises one of BoTorch's or the linear algebra's errors where no fit succeeds.
     """
-    if choices:
-        model: SingleTaskGP = MixedSingleTaskGP(x, y, cat_dims=choices)
-    else:
-        model = SingleTaskGP(x, y)
+    model = make_model(x, y, choices)
     likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
     fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": _FIT_OPTIONS})
     return model

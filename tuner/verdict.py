@@ -1,0 +1,259 @@
+"""What may be concluded from a race: paired comparisons of searchers, and the words for them.
+
+Searchers meet the same conditions within a seed, so they are compared in pairs, seed by seed, by
+what a user would get (`reward`): the noise-free value of each run's incumbent on a landscape, its
+test accuracy in real training; never by the luckiest validation score.
+
+Each pair of searchers is tested with a permutation test of the mean difference (Fisher, 1935:
+under the null hypothesis every difference may as well have the other sign), and the p-values of
+all pairs are corrected by Holm (1979), so that the chance of any false verdict is at most ALPHA.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALPHA = 0.05
+"""The highest chance, over all pairs of a race, of a difference being claimed that is none."""
+
+POWER = 0.8
+"""A difference `can be told` where it would be found with this chance."""
+
+_RESAMPLES = 9_999  # all sign changes where there are no more than that, else so many at random
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two searchers over the seeds that both have a reward for.
+
+    Attributes:
+        ahead, behind: by mean reward; on a tie in the order of the race.
+        difference: of the mean rewards, at least 0.
+        standard_error: of that mean difference; None with one seed.
+        p: Holm-corrected; None with one seed.
+        detectable: the smallest true difference that would probably be resolved with these
+            seeds (chance POWER); None where no difference could be.
+    """
+
+    ahead: str
+    behind: str
+    seeds: int
+    difference: float
+    standard_error: float | None
+    p: float | None
+    detectable: float | None
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the difference is larger than chance would explain."""
+        return self.p is not None and self.p <= ALPHA
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One searcher's means over its seeds; `gap` is validation less reward."""
+
+    searcher: str
+    seeds: int
+    reward: float | None
+    best_validation: float | None
+
+    @property
+    def gap(self) -> float | None:
+        """By how much the best validation score flatters what the user gets."""
+        if self.reward is None or self.best_validation is None:
+            return None
+        return self.best_validation - self.reward
+
+
+def compare(rewards: Mapping[str, Sequence[float | None]]) -> list[Comparison]:
+    """All pairs of searchers, the most clearly different first.
+
+    `rewards` holds, for each searcher, one reward a seed, in the same order of seeds for all; None
+    where a run found nothing.
+    """
+    pairs = list(itertools.combinations(rewards, 2))
+    differences = [_differences(rewards[a], rewards[b]) for a, b in pairs]
+    tested = [i for i, d in enumerate(differences) if len(d) > 1]
+    corrected = holm([_p_value(differences[i]) for i in tested])
+    p_values: dict[int, float] = dict(zip(tested, corrected, strict=True))
+    found = []
+    for i, ((a, b), d) in enumerate(zip(pairs, differences, strict=True)):
+        if not len(d):
+            continue
+        mean = float(d.mean())
+        ahead, behind = (a, b) if mean >= 0 else (b, a)
+        error = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else None
+        smallest = None if error is None else _detectable(error, len(d), len(pairs))
+        found.append(Comparison(ahead, behind, len(d), abs(mean), error, p_values.get(i), smallest))
+    return sorted(found, key=lambda c: (2.0 if c.p is None else c.p, -c.difference))
+
+
+def seeds_needed(pairs: int) -> int:
+    """The fewest seeds with which a permutation test can resolve anything among so many pairs.
+
+    With n seeds the smallest two-sided p-value is 2 / 2^n, and Holm multiplies it by the pairs.
+    """
+    seeds = 2
+    while pairs * 2.0 ** (1 - seeds) > ALPHA:
+        seeds += 1
+    return seeds
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Step-down corrected p-values, in the order given (Holm, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def _differences(a: Sequence[float | None], b: Sequence[float | None]) -> NDArray[np.float64]:
+    both = [x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return np.array([d for d in both if math.isfinite(d)])
+
+
+def _p_value(differences: NDArray[np.float64]) -> float:
+    """Of a two-sided paired permutation test that the mean difference is 0."""
+    from scipy.stats import permutation_test
+
+    result = permutation_test(
+        (differences,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",  # of one sample: changes of sign
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        rng=np.random.default_rng(0),  # the same race always gets the same verdict
+    )
+    return float(result.pvalue)
+
+
+def _detectable(standard_error: float, seeds: int, pairs: int) -> float | None:
+    """The difference that a paired t-test would find with chance POWER at Holm's first step."""
+    from scipy.stats import t
+
+    if seeds < seeds_needed(pairs):
+        return None
+    return float(
+        standard_error * (t.ppf(1 - ALPHA / pairs / 2, seeds - 1) + t.ppf(POWER, seeds - 1))
+    )
+
+
+# -- in words -------------------------------------------------------------------------------------
+
+
+def verdict(
+    rewards: Mapping[str, Sequence[float | None]],
+    validations: Mapping[str, Sequence[float | None]],
+    *,
+    measure: str,
+    minutes: float,
+) -> dict[str, Any]:
+    """The content of `verdict` in summary.json: text, pairs, and each searcher's means.
+
+    `measure` says what the rewards are, such as `test accuracy`; rewards are fractions, and are
+    spoken of in points, which are hundredths.
+    """
+    comparisons = compare(rewards)
+    standings = [
+        Standing(name, len(rewards[name]), _mean(rewards[name]), _mean(validations[name]))
+        for name in rewards
+    ]
+    standings.sort(key=lambda s: -math.inf if s.reward is None else s.reward, reverse=True)
+    sentences = [f"{describe(c, minutes)}." for c in comparisons]
+    opening, is_enough = _opening(rewards, comparisons, measure)
+    return {
+        "text": " ".join([opening, *sentences]) if is_enough else opening,
+        "measure": measure,
+        "alpha": ALPHA,
+        "pairs": [
+            {**asdict(c), "resolved": c.is_resolved, "text": s}
+            for c, s in zip(comparisons, sentences, strict=True)
+        ],
+        "standings": [
+            {**asdict(s), "gap": s.gap, "text": _standing(s, measure)} for s in standings
+        ],
+    }
+
+
+def describe(comparison: Comparison, minutes: float) -> str:
+    """One comparison as a clause, without a full stop."""
+    c = comparison
+    if c.p is None or c.standard_error is None:
+        return (
+            f"{c.ahead} came out {_points(c.difference)} points over {c.behind}, in one seed: "
+            "nothing follows from that"
+        )
+    if c.is_resolved:
+        return (
+            f"{c.ahead} is ahead of {c.behind} by {_points(c.difference)} ± "
+            f"{_points(c.standard_error)} points after {minutes:g} minutes (paired permutation "
+            f"test over {c.seeds} seeds, Holm-corrected p = {_p_text(c.p)})"
+        )
+    if c.detectable is None:
+        limit = f"with {c.seeds} seeds no difference, however large, can be told"
+    elif c.detectable == 0:
+        limit = f"no difference at all in {c.seeds} seeds"
+    else:
+        limit = (
+            f"with these {c.seeds} seeds a difference under {_points(c.detectable)} points cannot "
+            "be told"
+        )
+    return f"{c.ahead} and {c.behind} are not resolved: {limit}"
+
+
+def _opening(
+    rewards: Mapping[str, Sequence[float | None]], comparisons: list[Comparison], measure: str
+) -> tuple[str, bool]:
+    """What comes before the pairs and True; or why they say nothing, and False."""
+    pairs = len(rewards) * (len(rewards) - 1) // 2
+    if not pairs:
+        return "One searcher alone: there is nothing to compare it with.", False
+    if not comparisons:
+        return f"No two runs have a {measure}: nothing can be concluded.", False
+    enough = seeds_needed(pairs)
+    seeds = max(c.seeds for c in comparisons)
+    if seeds < enough:
+        what = "one seed" if seeds == 1 else f"{seeds} seeds"
+        return (
+            f"Nothing can be concluded from {what}; it takes at least {enough} (--seeds {enough}) "
+            f"to tell {len(rewards)} searchers apart.",
+            False,
+        )
+    return f"Compared by {measure}:", True
+
+
+def _standing(standing: Standing, measure: str) -> str:
+    if standing.reward is None:
+        return f"{standing.searcher} has no {measure}"
+    text = f"{standing.searcher}: {measure} {standing.reward:.4f} on average"
+    if standing.gap is None or standing.best_validation is None:
+        return text
+    side = "under" if standing.gap >= 0 else "over"
+    return (
+        f"{text}, {_points(abs(standing.gap))} points {side} its best validation score, "
+        f"{standing.best_validation:.4f}"
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(known) / len(known) if known else None
+
+
+def _points(fraction: float) -> str:
+    points = 100 * fraction
+    return f"{points:.1f}" if points >= 0.095 or points == 0 else f"{points:.2g}"
+
+
+def _p_text(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1g}"
