@@ -74,13 +74,6 @@ def _count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def count_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class Setup:
     """What every worker of a pool is told at its start.

@@ -208,7 +208,7 @@ def _record(
         shares_device=False,  # one replicate after the other
     )
     with bar:
-        stopper.go(race)
+        stopper.go(race, race.go)
     stopper.check()
     _write(store, Path(request.out), store.meta("request"), console)
 

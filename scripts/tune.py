@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,20 +23,25 @@ from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
 from scripts.stopping import Stopped, Stopper, stopping_signals
-from scripts.workers import TrainingRequest, start_workers
+from scripts.workers import TrainingRequest, count_cores, start_workers
 from tuner.budget import to_minutes, to_ns
 from tuner.naming import pick
-from tuner.race import Race, Run, enter
-from tuner.report import Outcome, write_files
+from tuner.page.assets import has_plotly
+from tuner.page.film import Scene
+from tuner.page.report_page import write_report
+from tuner.race import Race, Result, Run, enter
+from tuner.reader import RunRow
+from tuner.report import Outcome, main_knobs, write_files
 from tuner.runner import Runner
 from tuner.scheduler import TrainingBrokenError
 from tuner.searchers import SEARCHERS, Searcher, make_searcher
 from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
-from tuner.store import RunRow, Store
+from tuner.store import Store
 from tuner.terminal import LiveView, closing_table
 
 _REPLAY_COMMIT_S = 0.5
+_RUNS_PER_PROCESS = 4
 _MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
 
 
@@ -128,6 +135,9 @@ def main(
         Path | None,
         typer.Option(help="Go on with the run in this folder; only the budget may change."),
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Show the race in a browser while it runs.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print summary.json instead of a table.")
@@ -139,7 +149,7 @@ def main(
     folder: Path | None = resume
     try:
         if resume is not None:
-            _refuse(context, {"resume", "budget_minutes", "quiet", "as_json"}, "--resume")
+            _refuse(context, {"resume", "budget_minutes", "page", "quiet", "as_json"}, "--resume")
             given = context.get_parameter_source("budget_minutes")
             is_given = given is not None and given.name == "COMMANDLINE"
             store, request = _reopen(resume, budget_minutes if is_given else None)
@@ -166,8 +176,13 @@ def main(
             request, store, folder = _create(request, _split(knobs), knob or [], out)
         with stopping_signals() as stopper, ExitStack() as stack:
             stack.callback(store.close)
+            server = stack.enter_context(_page(folder)) if page else None
             _race(stack, store, request, folder, console, quiet or as_json, stopper)
-        _tell(folder, console, as_json)
+            _tell(folder, console, as_json)
+            if server is not None and console.is_terminal:
+                console.print("The page stays until Ctrl-C.")
+                with suppress(Stopped):
+                    server.wait()
     except Stopped as stopped:
         line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
         console.print("Stopped; nothing finished is lost. Go on with:")
@@ -181,6 +196,23 @@ def main(
         # One line, whatever the message was made of.
         print(f"tune: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+
+
+@contextmanager
+def _page(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of the run's page: another process, which reads the study and never locks it."""
+    script = Path(__file__).with_name("page.py")
+    server = subprocess.Popen(
+        [sys.executable, str(script), str(folder), "--port", "0", "--with-parent"],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        start_new_session=True,  # the terminal's Ctrl-C is for the race
+    )
+    try:
+        yield server
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def _tell(folder: Path, console: Console, as_json: bool) -> None:
@@ -203,7 +235,7 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
 
 _REPLAY_FLAGS = {
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
-    *("landscape", "out", "quiet", "as_json"),
+    *("landscape", "out", "page", "quiet", "as_json"),
 }
 
 
@@ -348,14 +380,35 @@ def _race(
             for row in store.runs()
         ],
         shares_device=track.pool is not None,
+        on_change=view,
     )
     race.share_warm_up(track.warm_up_ns)
     _check_budget(race)
+    processes = _processes(race) if track.pool is None else 1
+    go = race.go
+    if processes > 1:
+        go = partial(race.go_in_parallel, partial(_replay, request), processes)
     with view.watch(race):
-        stopper.go(race)
+        stopper.go(race, go)
     store.commit(force=True)
     stopper.check()
     _finish(store, race, track, request, folder, console)
+
+
+def _processes(race: Race) -> int:
+    """How many processes a replay is worth: starting one takes seconds, a run may take less."""
+    new = sum(not len(run.scheduler.history) for run in race.runs)
+    return min(count_cores(), new // _RUNS_PER_PROCESS)
+
+
+def _replay(request: Request, row: RunRow) -> Result:
+    """One run of a replay, from beginning to end, in memory."""
+    track = _replay_track(request)
+    searcher = _searcher(row.searcher, row.space, row.seed, request)
+    runner = track.runner(row)
+    run = enter(None, row, searcher, runner, is_replay=True, on_change=lambda: None)
+    run.scheduler.run()
+    return Result.of(run)
 
 
 def _replay_track(request: Request) -> _Track:
@@ -411,11 +464,23 @@ def _finish(
         "slots": track.slots,
         "landscape": track.landscape.name if track.landscape else None,
     }
-    write_files(folder, settings, outcomes)
+    content = write_files(folder, settings, outcomes)
     from tuner.plots import draw_race
 
-    what = settings["landscape"] or settings["data"]
-    draw_race(folder / "race.png", outcomes, track.unit, f"{what} on {track.device}")
+    title = f"{settings['landscape'] or settings['data']} on {track.device}"
+    draw_race(folder / "race.png", outcomes, track.unit, title)
+    if has_plotly():
+        scenes = [Scene(o.row, o.history, o.ledger, True, o.test_score, o.value) for o in outcomes]
+        write_report(
+            folder / "report.html",
+            title,
+            scenes,
+            device=track.device,
+            unit=track.unit,
+            terrain=track.landscape,
+            verdict=content["verdict"],
+            pair=main_knobs(outcomes),
+        )
 
 
 def _outcome(store: Store, run: Run, track: _Track, console: Console) -> Outcome:

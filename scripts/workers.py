@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from contextlib import ExitStack
@@ -33,12 +34,19 @@ class TrainingRequest:
     precision: dict[str, bool] | None = None
 
 
+def count_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def start_workers(
     stack: ExitStack, store: Store, request: TrainingRequest, folder: Path, console: Console | None
 ) -> tuple[Any, int]:
     """Start the pool on the devices with which the study began; it, and the time that took."""
     from models.data import prepare
-    from models.training_runner import Setup, WorkerPool, count_cores, find_devices
+    from models.training_runner import Setup, WorkerPool, find_devices
 
     devices = find_devices(request.device)
     if request.devices is not None:
@@ -74,8 +82,6 @@ def start_workers(
 
 def describe_machine(devices: list[str]) -> dict[str, Any]:
     """What figures measured here should carry: the device, the versions, the date."""
-    from models.training_runner import count_cores
-
     if devices[0].startswith("cuda"):
         import torch
 

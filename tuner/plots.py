@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from tuner.budget import to_minutes
 from tuner.progress import at
-from tuner.report import Outcome, lines_of
+from tuner.report import Outcome, lines_of, main_knobs
 from tuner.space import Choice, SearchSpace
 
 # Okabe and Ito's colours, told apart by colour-blind eyes as well.
@@ -133,25 +133,3 @@ def _scale(panel: Axes, space: SearchSpace, x: str, y: str) -> None:
         low = domain.low / room if domain.log else domain.low - pad
         high = domain.high * room if domain.log else domain.high + pad
         panel.set(**{f"{side}lim": (low, high)})
-
-
-def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
-    """The two knobs whose value alone explains most of the scores' variance.
-
-    Scores are ranked, so that a cliff does not decide; each knob is cut into five cells, and what
-    counts is the share of the variance that lies between the cells (eta squared).
-    """
-    space = outcomes[0].row.space
-    names = list(space)
-    trials = [t for o in outcomes for t in o.history if t.score is not None]
-    if len(names) <= 2 or len(trials) < 10:
-        return names[0], names[min(1, len(names) - 1)]
-    ranks = np.argsort(np.argsort([t.score or 0.0 for t in trials])).astype(float)
-    units = space.to_unit([t.config for t in trials])  # n x d
-    shares = []
-    for column in units.T:
-        cells = np.minimum((column * 5).astype(int), 4)
-        means = [ranks[cells == c].mean() for c in cells]
-        shares.append(np.var(means))
-    first, second = np.argsort(shares)[::-1][:2]
-    return names[first], names[second]

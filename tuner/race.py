@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 
-from tuner.budget import Kind
+from tuner.budget import Budget, Costs, Kind
 from tuner.fidelity import FullFidelity
 from tuner.meter import apportion
+from tuner.reader import RunRow
 from tuner.runner import Runner
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.searchers.base import Searcher
-from tuner.store import RunRow, Store
+from tuner.store import Store
+from tuner.trial import History, Trial
 
 TURNS = 8
 """How many turns a budget is divided into: enough that a slow hour of the machine, or a hot GPU,
@@ -45,14 +50,21 @@ class Race:
 
     Args:
         runs: in the order in which they were asked for.
+        on_change: called now and then while runs are computed in parallel.
         shares_device: whether the runs take turns; on a virtual clock each has its own device.
     """
 
-    def __init__(self, runs: Sequence[Run], *, shares_device: bool) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        *,
+        shares_device: bool,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self.runs = tuple(runs)
         self.current: Run | None = None
         self.is_interrupted = False
-        self._shares_device = shares_device
+        self._shares_device, self._on_change = shares_device, on_change
 
     @property
     def is_finished(self) -> bool:
@@ -69,6 +81,28 @@ class Race:
                 turn_ns = (self.current.row.budget_ns or 0) // TURNS
             self.current.scheduler.run(turn_ns)
         self.current = None
+
+    def go_in_parallel(self, replay: Callable[[RunRow], Result], processes: int) -> None:
+        """Compute the runs that have not begun in processes of their own, then `go`.
+
+        For virtual clocks, where runs share nothing: each ends as it would have alone. `replay`
+        runs one from its row, and must be picklable. What an interruption breaks off is computed
+        anew later, and comes out the same.
+        """
+        new = [run for run in self.runs if not len(run.scheduler.history)]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, _ignore_interrupts) as pool:
+            waiting = {pool.submit(replay, run.row): run for run in new}
+            while waiting and not self.is_interrupted:
+                done, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result().give_to(waiting.pop(future))
+                self._on_change()
+            if self.is_interrupted:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(pool._processes.values()):
+                    process.terminate()
+        self.go()
 
     def interrupt(self) -> None:
         """Stop soon without losing work. Safe to call in a signal handler."""
@@ -89,8 +123,37 @@ class Race:
             run.recorder.commit()
 
 
+def _ignore_interrupts() -> None:
+    """The terminal's Ctrl-C is for the driver, which ends its processes itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run in memory came to, to be taken over by one that is recorded."""
+
+    trials: tuple[Trial, ...]
+    charges: tuple[tuple[Costs, int | None], ...]
+    clock: int
+
+    @classmethod
+    def of(cls, run: Run) -> Result:
+        """Of a run that is finished."""
+        return cls(run.scheduler.history.trials, tuple(run.recorder.charges), run.recorder.clock)
+
+    def give_to(self, run: Run) -> None:
+        """Record it as that of a run that has not begun."""
+        for trial in self.trials:
+            run.scheduler.history.adopt(trial)
+        for costs, number in self.charges:
+            run.recorder.charge(costs, number)
+        run.recorder.read(self.clock)
+        run.scheduler.finished = True
+        run.recorder.commit()
+
+
 def enter(
-    store: Store,
+    store: Store | None,
     row: RunRow,
     searcher: Searcher,
     runner: Runner,
@@ -98,9 +161,12 @@ def enter(
     is_replay: bool,
     on_change: Callable[[], None],
 ) -> Run:
-    """A run as the store has it, ready to start or to go on."""
-    history = store.history(row)
-    recorder = Recorder(store.budget(row), store, row.id, row.clock)
+    """A run as the store has it, ready to start or to go on; without a store, in memory alone."""
+    if store is None:
+        history, budget = History(row.max_epochs, row.budget_ns), Budget(row.budget_ns)
+    else:
+        history, budget = store.history(row), store.budget(row)
+    recorder = Recorder(budget, store, row.id, row.clock)
     mark_interrupted(history, recorder, runner_keeps=is_replay)
     scheduler = Scheduler(
         searcher,

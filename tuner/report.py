@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tuner.budget import Costs, to_minutes
 from tuner.files import write_atomically
 from tuner.progress import Line, race_progress
-from tuner.store import RunRow
+from tuner.reader import RunRow
 from tuner.trial import HistoryView, Trial, TrialState
 from tuner.verdict import verdict
 
@@ -59,6 +61,28 @@ def best_so_far(history: HistoryView) -> list[tuple[int, float]]:
             if not line or line[-1][1] != best:
                 line.append((at_ns, best))
     return line
+
+
+def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    """The two knobs whose value alone explains most of the scores' variance.
+
+    Scores are ranked, so that a cliff does not decide; each knob is cut into five cells, and what
+    counts is the share of the variance that lies between the cells (eta squared).
+    """
+    space = outcomes[0].row.space
+    names = list(space)
+    trials = [t for o in outcomes for t in o.history if t.score is not None]
+    if len(names) <= 2 or len(trials) < 10:
+        return names[0], names[min(1, len(names) - 1)]
+    ranks = np.argsort(np.argsort([t.score or 0.0 for t in trials])).astype(float)
+    units = space.to_unit([t.config for t in trials])  # n x d
+    shares = []
+    for column in units.T:
+        cells = np.minimum((column * 5).astype(int), 4)
+        means = [ranks[cells == c].mean() for c in cells]
+        shares.append(np.var(means))
+    first, second = np.argsort(shares)[::-1][:2]
+    return names[first], names[second]
 
 
 def run_summary(outcome: Outcome) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tuner.budget import Budget, Costs, Kind
 from tuner.fidelity import FidelityPolicy, Resume, Sample, Stop
@@ -25,17 +25,19 @@ class TrainingBrokenError(RuntimeError):
 
 @dataclass
 class Recorder:
-    """Writes a run's charges beside its history, and commits; in memory it only counts."""
+    """Writes a run's charges beside its history, and commits; in memory it only lists them."""
 
     budget: Budget
     store: Store | None = None
     run: int = 0
     clock: int = 0
+    charges: list[tuple[Costs, int | None]] = field(default_factory=list)
 
     def charge(self, costs: Costs, number: int | None) -> None:
         """Spend, and note what for."""
         if any(costs.values()):
             self.budget.charge(costs, number)
+            self.charges.append((costs, number))
             if self.store is not None:
                 self.store.charge(self.run, costs, number)
 

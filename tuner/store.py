@@ -7,22 +7,18 @@ one transaction, so whatever a killed driver leaves behind is a state that a sea
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tuner.budget import Budget, Costs, Kind
+from tuner.budget import Costs, Kind
 from tuner.files import FileLock
+from tuner.reader import SCHEMA_VERSION, RunRow, StudyReader
 from tuner.space import SearchSpace
-from tuner.trial import Checkpoint, History, Observation, Trial, TrialState
-
-SCHEMA_VERSION = 1
+from tuner.trial import History, Observation, Trial
 
 _KINDS = [kind.value for kind in Kind]
 _SCHEMA = f"""
@@ -56,28 +52,9 @@ _ADD_CHARGE = (
     f"INSERT INTO charge (run, number, {', '.join(_KINDS)}) "  # noqa: S608, names of an enum
     f"VALUES (?, ?, {', '.join('?' * len(_KINDS))})"
 )
-_SUM_CHARGES = (
-    f"SELECT {', '.join(f'COALESCE(SUM({k}), 0)' for k in _KINDS)} "  # noqa: S608, likewise
-    "FROM charge WHERE run = ?"
-)
 
 
-@dataclass(frozen=True)
-class RunRow:
-    """One search in the file: a searcher, its seed and its limits."""
-
-    id: int
-    searcher: str
-    seed: int
-    space: SearchSpace
-    max_epochs: int | None
-    budget_ns: int | None
-    clock: int
-    test_score: float | None
-    tested: str | None  # the SHA-256 of the checkpoint that has this test score
-
-
-class Store:
+class Store(StudyReader):
     """The file of one study or race, locked against a second driver while it is open.
 
     Args:
@@ -125,23 +102,7 @@ class Store:
         if not self._db.in_transaction:
             self._db.execute("BEGIN")
 
-    def _check(self) -> None:
-        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise ValueError(f"{self.path} is damaged: {problem}")
-        version = self.meta("schema")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise ValueError(
-                f"{self.path} was written in format {version}, this version reads up to "
-                f"{SCHEMA_VERSION}; use the newer version that wrote it"
-            )
-
     # -- settings and runs ---------------------------------------------------------------------
-
-    def meta(self, key: str) -> Any:
-        """The JSON value kept under `key`; None where there is none."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
 
     def set_meta(self, key: str, value: Any) -> None:
         """Keep a JSON value under `key`."""
@@ -164,17 +125,6 @@ class Store:
             cursor.lastrowid or 0, searcher, seed, space, max_epochs, budget_ns, 0, None, None
         )
 
-    def runs(self) -> list[RunRow]:
-        """All runs in the order in which they were added."""
-        rows = self._db.execute(
-            "SELECT id, searcher, seed, space, max_epochs, budget_ns, clock, test_score, tested "
-            "FROM run ORDER BY id"
-        )
-        return [
-            RunRow(i, name, seed, SearchSpace.from_json(json.loads(space)), *rest)
-            for i, name, seed, space, *rest in rows
-        ]
-
     def set_budget(self, run: int, budget_ns: int) -> None:
         """Change what a run may spend."""
         self._db.execute("UPDATE run SET budget_ns = ? WHERE id = ?", (budget_ns, run))
@@ -194,31 +144,9 @@ class Store:
     def history(self, run: RunRow) -> StoredHistory:
         """The run's history as recorded; what is added to it is recorded too."""
         history = StoredHistory(self, run)
-        with self._reading():
-            curves: dict[int, list[Observation]] = {}
-            for number, epoch, score, device_ns, at_ns, metrics in self._db.execute(
-                "SELECT number, epoch, score, device_ns, at_ns, metrics FROM observation "
-                "WHERE run = ? ORDER BY number, epoch",
-                (run.id,),
-            ):
-                observation = Observation(epoch, score, device_ns, at_ns, json.loads(metrics))
-                curves.setdefault(number, []).append(observation)
-            for row in self._db.execute(
-                "SELECT number, config, seed, target, state, started_ns, granted, reserved_ns, "
-                "clock, partial_ns, faults, reason, note, checkpoint, sha256, midway, "
-                "midway_sha256 FROM trial WHERE run = ? ORDER BY number",
-                (run.id,),
-            ):
-                history.restore(_trial_of(row, tuple(curves.get(row[0], ()))))
+        for trial in self.trials(run):
+            history.restore(trial)
         return history
-
-    def budget(self, run: RunRow) -> Budget:
-        """The run's pool with everything charged that was charged."""
-        budget = Budget(run.budget_ns)
-        with self._reading():
-            sums = self._db.execute(_SUM_CHARGES, (run.id,)).fetchone()
-        budget.charge(dict(zip(Kind, sums, strict=True)))
-        return budget
 
     def charge(self, run: int, costs: Costs, number: int | None) -> None:
         """Append one line to the run's ledger."""
@@ -290,13 +218,6 @@ class Store:
         self._db.close()
         self._lock.release()
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is damaged: {error}") from error
-
 
 class StoredHistory(History):
     """A history that writes down what is added to it."""
@@ -305,12 +226,12 @@ class StoredHistory(History):
         super().__init__(run.max_epochs, run.budget_ns)
         self._store, self._run = store, run.id
 
-    def restore(self, trial: Trial) -> None:
-        """Append a trial that the file holds already."""
-        self._trials.append(trial)
+    def adopt(self, trial: Trial) -> None:
+        """Append a trial that another history has seen, in memory and in the file."""
+        self.restore(trial)
+        self._store.put_trial(self._run, trial)
         for observation in trial.curve:
-            self._count(observation)
-        super()._place(trial)
+            self._store.put_observation(self._run, trial.number, observation)
 
     def observe(self, number: int, observation: Observation, **changes: object) -> Trial:
         """Append the next epoch, in memory and in the file."""
@@ -321,26 +242,3 @@ class StoredHistory(History):
     def _place(self, trial: Trial) -> Trial:
         self._store.put_trial(self._run, super()._place(trial))
         return trial
-
-
-def _trial_of(row: tuple[Any, ...], curve: tuple[Observation, ...]) -> Trial:
-    number, config, seed, target, state, *more, checkpoint, sha256, midway, midway_sha256 = row
-    if any(not math.isfinite(o.score) for o in curve):
-        raise ValueError(f"trial {number} has a score that is no number")
-    return Trial(
-        number,
-        _config(json.loads(config)),
-        seed,
-        target,
-        TrialState[state],
-        curve,
-        *more,  # type: ignore[call-arg]
-        Checkpoint(checkpoint, sha256) if checkpoint else None,
-        Checkpoint(midway, midway_sha256) if midway else None,
-    )
-
-
-def _config(data: Any) -> Mapping[str, Any]:
-    if not isinstance(data, dict):
-        raise TypeError(f"a configuration is a JSON object, got {data!r}")
-    return data

@@ -12,13 +12,14 @@ from types import TracebackType
 from tuner.budget import Budget, Kind, to_minutes, to_ns
 from tuner.fidelity import UNLIMITED, FullFidelity
 from tuner.naming import pick
+from tuner.reader import RunRow
 from tuner.runner import FunctionRunner, TrainFunction
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.searchers import make_searcher
 from tuner.searchers.base import Searcher
 from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
-from tuner.store import RunRow, Store
+from tuner.store import Store
 from tuner.trial import History, HistoryView, Observation, Trial, TrialState
 
 _SIGNS = {"max": 1.0, "min": -1.0}

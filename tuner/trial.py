@@ -196,6 +196,17 @@ class History(HistoryView):
         self._place(trial)
         return trial
 
+    def restore(self, trial: Trial) -> None:
+        """Append a trial as it is on record, with its curve and state; it is not written down."""
+        self._trials.append(trial)
+        for observation in trial.curve:
+            self._count(observation)
+        History._place(self, trial)  # not a subclass's: this is no news
+
+    def adopt(self, trial: Trial) -> None:
+        """Append a trial that another history has seen, with its curve and state."""
+        self.restore(trial)
+
     def observe(self, number: int, observation: Observation, **changes: object) -> Trial:
         """Append the next epoch to an open trial; `changes` go into other fields of the trial."""
         trial = self._open_trial(number)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -112,12 +113,32 @@ class BayesSearcher:
 
     # -- the model -------------------------------------------------------------------------------
 
+    def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
+        """What the model makes of m configurations; None while there is no model yet."""
+        data = [t for t in history if _is_datum(t)]
+        if len(history) < self._start or sum(t.score is not None for t in data) < 2:
+            return None
+        with _quiet_and_alone(derive_seed(self._seed, "belief", len(history))):
+            try:
+                acquisition = self._fitted_acquisition(history, data)
+            except _FIT_ERRORS:
+                return None
+            at = self._encode(self._space.to_unit(configs)).unsqueeze(1)  # m x 1 x d
+            with torch.no_grad():
+                mean, gap_sd = acquisition.gap(at)
+                model: Any = acquisition.model
+                own = model.posterior(at)
+                best = model.posterior(acquisition.incumbent[None]).mean
+        return Belief(
+            (mean + best.squeeze()).numpy(),
+            own.variance.squeeze(-1).squeeze(-1).sqrt().numpy(),
+            gap_sd.numpy(),
+            float(best.squeeze()),
+        )
+
     def _maximise(self, history: HistoryView, data: list[Trial], seed: int) -> Config:
         raw = self._legal_points(history, data, seed)  # r x d
-        x = self._encode(self._space.to_unit([t.config for t in data]))  # n x d
-        model = self._model(x, [t.score for t in data])
-        pending = [t.config for t in history.running]
-        acquisition = self._acquisition(model, x, pending, seed)
+        acquisition = self._fitted_acquisition(history, data)
         with torch.no_grad():
             values = acquisition(raw.unsqueeze(1))  # r
         ranked = raw[torch.argsort(values, descending=True, stable=True)]  # r x d
@@ -154,10 +175,12 @@ class BayesSearcher:
             model.eval()
         return model
 
-    def _acquisition(
-        self, model: Any, x: Tensor, pending: list[Config], seed: int
-    ) -> AcquisitionFunction:
-        candidates = x
+    def _fitted_acquisition(
+        self, history: HistoryView, data: list[Trial]
+    ) -> LogImprovementOverIncumbent:
+        x = self._encode(self._space.to_unit([t.config for t in data]))  # n x d
+        model: Any = self._model(x, [t.score for t in data])
+        pending, candidates = [t.config for t in history.running], x
         if pending:
             # Pending trials are believed to yield what the model expects of them, and any of
             # them may be the incumbent: what is sought is an improvement over those as well.
@@ -257,16 +280,38 @@ class LogImprovementOverIncumbent(AcquisitionFunction):
 
     def forward(self, X: Tensor) -> Tensor:
         """Values, `b`, at `b x 1 x d` points."""
+        mean, sigma = self.gap(X)
+        # The helper is accurate where the improvement is all but impossible (Ament et al., 2023).
+        value: Tensor = _log_ei_helper(mean / sigma) + sigma.log()
+        return value
+
+    def gap(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of f(x) - f(x*), `b` each, at `b x 1 x d` points."""
         pairs = torch.cat([X, self.incumbent.expand_as(X)], dim=-2)  # b x 2 x d
         model: Any = self.model
         joint = model.posterior(pairs)
         mean = joint.mean.squeeze(-1)  # b x 2
         cov = joint.distribution.covariance_matrix  # b x 2 x 2
         variance = cov[:, 0, 0] + cov[:, 1, 1] - 2 * cov[:, 0, 1]
-        sigma = variance.clamp_min(1e-12).sqrt()
-        # The helper is accurate where the improvement is all but impossible (Ament et al., 2023).
-        value: Tensor = _log_ei_helper((mean[:, 0] - mean[:, 1]) / sigma) + sigma.log()
-        return value
+        return mean[:, 0] - mean[:, 1], variance.clamp_min(1e-12).sqrt()
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the model makes of m configurations; all are scores, fractions.
+
+    Attributes:
+        mean, sd: of the noise-free score, m each.
+        gap_sd: the standard deviation of its difference from the incumbent's, m.
+        incumbent_mean: the incumbent's expected score. With these, the expected improvement over
+            the incumbent by more than xi is that of a normal variable with mean
+            mean - incumbent_mean - xi and standard deviation gap_sd.
+    """
+
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+    gap_sd: NDArray[np.float64]
+    incumbent_mean: float
 
 
 def _is_datum(trial: Trial) -> bool:
