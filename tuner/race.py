@@ -99,8 +99,7 @@ class Race:
                     future.result().give_to(waiting.pop(future))
                 self._on_change()
             if self.is_interrupted:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(pool._processes.values()):
+                for process in multiprocessing.active_children():
                     process.terminate()
         self.go()
 

@@ -153,3 +153,62 @@ def test_states_after_a_replay_are_final_or_paused_for_want_of_budget():
     for trial in scheduler.history:
         assert trial.state in (TrialState.COMPLETED, TrialState.PAUSED)
         assert (trial.reason == "budget spent") == (trial.state is TrialState.PAUSED)
+
+
+class BreaksOff:
+    """A training that diverges in its third epoch where x is above a half."""
+
+    name, space, epochs = "breaks-off", SPACE, 4
+
+    def curve(self, config, replicate):
+        scores = np.array([0.5, 0.6, 0.7, 0.8])
+        if config["x"] > 0.5:
+            scores[2:] = np.nan
+        return scores, np.array([3, 4, 5, 6]) / 1e9
+
+
+def test_a_curve_that_turns_nan_is_infeasible_with_the_cost_of_its_last_attempt():
+    runner = ReplayRunner(BreaksOff(), replicate=0)
+    runner.hold(1_000, 0)
+    runner.launch(Trial(0, {"x": 0.9, "y": 0.0}, 0, 4), 4)
+    events = events_until_idle(runner)
+    assert [(e.kind, e.ends, e.score, dict(e.costs), e.held_ns) for e in events[:2]] == [
+        (EventKind.EPOCH, False, 0.5, {Kind.TRAIN: 3}, 3),
+        (EventKind.EPOCH, False, 0.6, {Kind.TRAIN: 4}, 7),
+    ]
+    last = events[2]
+    assert (last.kind, last.ends, dict(last.costs)) == (EventKind.INFEASIBLE, True, {Kind.TRAIN: 5})
+    assert (last.held_ns, len(events), runner.free_slots) == (12, 3, 1)
+
+
+def test_a_search_pays_for_trainings_that_break_off_and_goes_on():
+    scheduler = search(BreaksOff(), budget_ns=1_000, slots=2)
+    scheduler.run()
+    history = scheduler.history
+    broken = [t for t in history if t.state is TrialState.INFEASIBLE]
+    complete = [t for t in history if t.state is TrialState.COMPLETED]
+    assert len(broken) > 10
+    assert len(complete) > 10
+    for trial in broken:
+        assert trial.config["x"] > 0.5
+        assert [o.score for o in trial.curve] == [0.5, 0.6]
+        assert (trial.score, trial.device_ns, trial.partial_ns) == (None, 7, 5)
+        assert trial.reason
+    assert all(t.config["x"] <= 0.5 and t.score == 0.8 for t in complete)
+    assert history.best.state is TrialState.COMPLETED
+    open_ns = sum(t.device_ns + t.partial_ns for t in history if not t.state.is_final)
+    lost = scheduler.budget.ledger[Kind.LOST]
+    assert scheduler.budget.spent_ns == 12 * len(broken) + 18 * len(complete) + open_ns + lost
+    assert scheduler.budget.ledger[Kind.SEARCH] == 0
+    assert history.finished[-1].number > broken[0].number
+
+
+def test_one_that_breaks_off_does_not_change_what_its_neighbour_is_charged():
+    runner = ReplayRunner(BreaksOff(), replicate=0, slots=2)
+    runner.hold(1_000, 0)
+    runner.launch(Trial(0, {"x": 0.9, "y": 0.0}, 0, 4), 4)
+    runner.launch(Trial(1, {"x": 0.1, "y": 0.0}, 0, 4), 4)
+    events = events_until_idle(runner)
+    costs = {n: [sum(e.costs.values()) for e in events if e.number == n] for n in (0, 1)}
+    assert costs == {0: [3, 4, 5], 1: [3, 4, 5, 6]}
+    assert runner.held_ns == 12 + 18

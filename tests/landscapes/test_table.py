@@ -168,7 +168,7 @@ def test_the_optimum_is_the_best_mean_and_nothing_between_is_higher(lattice, sca
 
 
 def queries(space, axes, n, seed):
-    """Random rows of the space, a third of their knobs on a recorded value, none beyond the ends."""
+    """Random rows, some of their knobs on a recorded value, none beyond the ends."""
     generator = np.random.default_rng(seed)
     for config in space.from_unit(generator.random((n, len(space)))):
         row = [
@@ -298,14 +298,21 @@ def test_near_a_recorded_setting_everything_is_near_what_was_recorded(shape):
         assert seconds == pytest.approx(table.seconds[at, 0], abs=1e-2)
 
 
-@settings(max_examples=60, deadline=None)
+BETWEEN = {
+    is_lattice: table_of(
+        MIXED,
+        list(itertools.product(*AXES["mixed"][1]))[: None if is_lattice else -9],
+        replicates=2,
+    )
+    for is_lattice in (True, False)
+}
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_what_is_interpolated_lies_within_what_was_recorded(seed, is_lattice, point):
-    _, axes = AXES["mixed"]
-    rows = list(itertools.product(*axes))
-    table = table_of(MIXED, rows if is_lattice else rows[:-9], replicates=2, seed=seed)
-    config = MIXED.from_unit(np.array([point]))[0]
-    scores, seconds = table.curve(config, seed)
+    table = BETWEEN[is_lattice]
+    scores, seconds = table.curve(MIXED.from_unit(np.array([point]))[0], seed)
     for found, recorded in ((scores, table.scores), (seconds, table.seconds)):
         assert (found >= recorded.min((0, 1)) - 1e-12).all()
         assert (found <= recorded.max((0, 1)) + 1e-12).all()
@@ -476,7 +483,7 @@ def changed(name, index, value):
 
 
 def refusal(path):
-    """The message with which a file is refused; it must be a ValueError and not one of its kinds."""
+    """The message with which a file is refused, by a ValueError and none of its subclasses."""
     with pytest.raises(ValueError, match=r"is no landscape: .") as caught:
         load_table(path)
     assert type(caught.value) is ValueError
@@ -605,7 +612,8 @@ def test_a_file_with_a_wrong_byte_is_refused_or_says_the_same(tmp_path):
     data = write(tmp_path / "whole.npz").read_bytes()
     whole = load_table(tmp_path / "whole.npz")
     path, refused = tmp_path / "wrong.npz", 0
-    for at in range(0, len(data), 5):
+    places = range(0, len(data), 2)
+    for at in places:
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
         try:
             loaded = load_table(path)
@@ -615,7 +623,7 @@ def test_a_file_with_a_wrong_byte_is_refused_or_says_the_same(tmp_path):
         assert loaded.space == whole.space
         assert (loaded.scores == whole.scores).all()
         assert (loaded.seconds == whole.seconds).all()
-    assert refused > len(data) / 5 / 2
+    assert refused > len(places) / 2
 
 
 def test_with_a_card_every_wrong_byte_is_noticed(tmp_path):
