@@ -185,7 +185,8 @@ def _cliff(dimensions: int) -> Synthetic:
     )
 
 
-def _ridge(dimensions: int) -> Synthetic:
+def ridge_at(place: float, dimensions: int = 2) -> Synthetic:
+    """A ridge that runs across the learning rate's unit coordinate `place`."""
     if not 2 <= dimensions <= MOST_IDLE + 1:
         raise ValueError(
             f"ridge has 2 to {MOST_IDLE + 1} dimensions, one that matters and up to {MOST_IDLE} "
@@ -194,13 +195,17 @@ def _ridge(dimensions: int) -> Synthetic:
     idle = {f"idle_{i}": Float(0.0, 1.0) for i in range(1, dimensions)}
     space = SearchSpace({"learning_rate": _KNOBS["learning_rate"], **idle})
     summits = np.full((1, dimensions), 0.5)
-    summits[0, 0] = 0.63
+    summits[0, 0] = place
 
     def trained(units: Units) -> Any:
-        return _PLAIN + 0.37 * np.exp(-((units[:, 0] - 0.63) ** 2) / (2 * 0.05**2))
+        return _PLAIN + 0.37 * np.exp(-((units[:, 0] - place) ** 2) / (2 * 0.05**2))
 
     about = "One knob matters, the others do nothing."
     return Synthetic("ridge", about, space, trained, summits, dearer=0.0)
+
+
+def _ridge(dimensions: int) -> Synthetic:
+    return ridge_at(0.63, dimensions)
 
 
 def _deceptive(dimensions: int) -> Synthetic:
