@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,30 +62,34 @@ def make_table(
     epochs: int,
     histories: Sequence[HistoryView],
     card: Mapping[str, Any],
+    seeds: Sequence[int] | None = None,
 ) -> Table:
     """The trials of one or more searches as a table.
 
     Trials of the same setting are its replicates, in the order of the histories; a setting with
-    fewer than the others has its own repeated. Trials without a finished epoch are left out,
-    unless it was their own fault. Raises ValueError where nothing is left.
+    fewer than the others has its own repeated. `seeds` are the searches' study seeds, by default
+    0, 1, …; the same setting with the same seed is the same training, and counts once. Trials
+    without a finished epoch are left out, unless it was their own fault.
+
+    Raises ValueError where nothing is left.
     """
-    found: dict[tuple[Any, ...], list[Trial]] = {}
-    for history in histories:
+    found: dict[tuple[float, ...], dict[int, Trial]] = {}
+    for seed, history in zip(seeds or range(len(histories)), histories, strict=True):
         for trial in history:
             if trial.curve or trial.state is TrialState.INFEASIBLE:
-                found.setdefault(to_row(space, trial.config), []).append(trial)
+                found.setdefault(to_row(space, trial.config), {}).setdefault(seed, trial)
     if not found:
         raise ValueError("there is nothing to make a landscape of: no trial has finished an epoch")
     most = max(map(len, found.values()))
-    repeated = [[trials[i % len(trials)] for i in range(most)] for trials in found.values()]
-    scores = np.full((len(found), most, epochs), np.nan)
+    shape = (len(found), most)
+    scores = np.full((*shape, epochs), np.nan)
     seconds = np.full_like(scores, np.nan)
-    infeasible = np.zeros(scores.shape[:2], dtype=bool)
-    for i, trials in enumerate(repeated):
-        for r, trial in enumerate(trials):
+    infeasible, of_seed = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int64)
+    for i, by_seed in enumerate(found.values()):
+        for r, (seed, trial) in zip(range(most), itertools.cycle(by_seed.items()), strict=False):
             _put(trial, scores[i, r], seconds[i, r])
-            infeasible[i, r] = trial.state is TrialState.INFEASIBLE
-    return Table(name, space, np.array(list(found)), scores, seconds, infeasible, card)
+            infeasible[i, r], of_seed[i, r] = trial.state is TrialState.INFEASIBLE, seed
+    return Table(name, space, np.array(list(found)), scores, seconds, infeasible, card, of_seed)
 
 
 def _put(trial: Trial, scores: NDArray[np.float64], seconds: NDArray[np.float64]) -> None:

@@ -8,6 +8,7 @@ The npz, read with `allow_pickle=False`, holds n settings of d knobs, r replicat
                 training went no further
     seconds     n x r x e float64: device seconds of each epoch; NaN where there was none
     infeasible  n x r bool, optional: the training broke off after its last score, by its own fault
+    seeds       n x r int64, optional: the study seed with which each was trained
 
 The card lies beside it under the same name, ending in .json; it is optional for tables from
 elsewhere. A `sha256` in it must be the npz's.
@@ -54,8 +55,8 @@ _NO_CARD = {"about": "A table without a card.", "badge": "of unknown origin"}
 class Table:
     """Recorded curves; see the module for what each array holds and for the rule in between.
 
-    A seed is shown, at every setting, one of that setting's replicates, drawn by (seed, setting):
-    everyone within a seed sees the same, and two seeds differ at most settings.
+    A seed is shown, at every setting, one of that setting's replicates: the one that was trained
+    with this seed, or else one drawn by (seed, setting). Everyone within a seed sees the same.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Table:
     seconds: NDArray[np.float64]  # n x r x e
     infeasible: NDArray[np.bool_]  # n x r
     card: Mapping[str, Any] = field(default_factory=dict)
+    seeds: NDArray[np.int64] | None = None  # n x r
 
     def __post_init__(self) -> None:
         _check(self)
@@ -160,7 +162,11 @@ class Table:
         count = self.scores.shape[1]
         if count == 1:
             return np.zeros_like(rows)
-        return np.array([derive_seed(replicate, "replicate", int(row)) % count for row in rows])
+        shown = np.array([derive_seed(replicate, "replicate", int(row)) % count for row in rows])
+        if self.seeds is not None:
+            own = self.seeds[rows] == replicate  # k x r
+            shown = np.where(own.any(1), own.argmax(1), shown)
+        return shown
 
     def _around(self, config: Config) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The recorded settings that stand for `config`, and their weights, which add up to 1."""
@@ -233,6 +239,8 @@ def _check(table: Table) -> None:
             f"seconds must be {table.scores.shape} and infeasible {table.scores.shape[:2]}, as "
             f"scores are; got {table.seconds.shape} and {table.infeasible.shape}"
         )
+    if table.seeds is not None and table.seeds.shape != table.scores.shape[:2]:
+        raise ValueError(f"seeds must be {table.scores.shape[:2]}, got {table.seeds.shape}")
     for column, (name, domain) in zip(table.configs.T, table.space.items(), strict=True):
         for number in column.tolist():
             if isinstance(domain, Choice):
@@ -261,14 +269,16 @@ def _check(table: Table) -> None:
 def save_table(path: Path, table: Table) -> None:
     """Write the npz and its card. Each is whole or absent; the card is the last."""
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        space=np.array(json.dumps(table.space.to_json())),
-        configs=table.configs,
-        scores=table.scores,
-        seconds=table.seconds,
-        infeasible=table.infeasible,
-    )
+    arrays = {
+        "space": np.array(json.dumps(table.space.to_json())),
+        "configs": table.configs,
+        "scores": table.scores,
+        "seconds": table.seconds,
+        "infeasible": table.infeasible,
+    }
+    if table.seeds is not None:
+        arrays["seeds"] = table.seeds
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     data = buffer.getvalue()
     n, r, e = table.scores.shape
     card = {
@@ -311,6 +321,7 @@ def load_table(path: Path) -> Table:
             np.asarray(arrays["seconds"], dtype=np.float64),
             np.asarray(infeasible, dtype=bool),
             card,
+            np.asarray(arrays["seeds"], dtype=np.int64) if "seeds" in arrays else None,
         )
     except KeyError as error:
         raise ValueError(f"{path} is no landscape: it has no array {error}") from error

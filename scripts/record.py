@@ -218,7 +218,8 @@ def _write(store: Store, path: Path, request: dict[str, Any], console: Console) 
     histories = [store.history(row) for row in rows]
     epochs = max((t.epoch for h in histories for t in h), default=0)
     card = _card(store, request)
-    table = make_table(path.stem, rows[0].space, rows[0].max_epochs or epochs, histories, card)
+    space, epochs = rows[0].space, rows[0].max_epochs or epochs
+    table = make_table(path.stem, space, epochs, histories, card, [row.seed for row in rows])
     save_table(path, table)
     n, r, e = table.scores.shape
     console.print(

@@ -161,7 +161,7 @@ class Demo:
         most = _MOST_TRIALS * self._full_training_minutes(terrain)
         if not 0 < minutes <= most:
             raise ValueError(
-                f"a budget here is over 0 and up to {most:.0f} minutes, got {minutes:g}"
+                f"a budget here is more than 0 and at most {most:.0f} minutes, got {minutes:g}"
             )
         return _Order(terrain, names, int(seed), minutes)
 

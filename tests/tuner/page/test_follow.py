@@ -1,0 +1,94 @@
+"""A study followed while it is written: never locked, never read half."""
+
+import sqlite3
+import threading
+
+import pytest
+
+from tuner.page.follow import Follow
+from tuner.reader import Snapshot
+from tuner.space import Float, SearchSpace
+from tuner.store import Store
+from tuner.trial import Observation, Trial, TrialState
+
+SPACE = SearchSpace(x=Float(0.0, 1.0))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "study.sqlite", create=True)
+    store.set_meta("request", {"device": "cpu", "devices": ["cpu"]})
+    store.add_run("random", 0, SPACE, 3, 10**12)
+    store.commit(force=True)
+    yield store
+    store.close()
+
+
+def add_trial(store, history, score):
+    number = len(history)
+    history.start(Trial(number, {"x": score}, 0, 1, TrialState.RUNNING))
+    history.observe(number, Observation(1, score, 10, 10 * (number + 1)))
+    history.close(number, TrialState.COMPLETED)
+
+
+def test_a_snapshot_holds_what_was_committed_and_no_more(store, tmp_path):
+    history = store.history(store.runs()[0])
+    add_trial(store, history, 0.25)
+    store.commit(force=True)
+    add_trial(store, history, 0.75)  # in an open transaction
+    snapshot = Snapshot(tmp_path / "study.sqlite")
+    (row,) = snapshot.runs()
+    assert [t.score for t in snapshot.trials(row)] == [0.25]
+    snapshot.close()
+
+
+def test_reading_takes_no_lock_while_another_holds_the_strictest(store, tmp_path):
+    store.commit(force=True)
+    other = sqlite3.connect(tmp_path / "study.sqlite", isolation_level=None)
+    store._db.execute("COMMIT")
+    other.execute("BEGIN EXCLUSIVE")  # an ordinary reader would wait for this one
+    snapshot = Snapshot(tmp_path / "study.sqlite")
+    assert len(snapshot.runs()) == 1
+    snapshot.close()
+    other.execute("ROLLBACK")
+    other.close()
+    store._db.execute("BEGIN")
+
+
+def test_a_study_that_grows_is_played_as_it_grows(store, tmp_path):
+    sent, at_least = [], threading.Condition()
+
+    def send(name, data):
+        with at_least:
+            sent.append((name, data))
+            at_least.notify_all()
+
+    def wait_for(count):
+        with at_least:
+            assert at_least.wait_for(lambda: len(sent) >= count, timeout=20)
+
+    gone = threading.Event()
+    thread = threading.Thread(target=Follow(tmp_path).play, args=({}, send, gone.is_set))
+    thread.start()
+    wait_for(1)
+    history = store.history(store.runs()[0])
+    add_trial(store, history, 0.5)
+    store.commit(force=True)
+    wait_for(2)
+    gone.set()
+    thread.join(timeout=20)
+    assert [name for name, _ in sent[:2]] == ["film", "more"]
+    assert sent[0][1]["mode"] == "live"
+    assert sent[0][1]["unit"] == "device minutes (cpu)"
+    assert [t["config"] for _, t in sent[1][1]["trials"]] == [[0.5]]
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no study"):
+        Snapshot(tmp_path / "study.sqlite")
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path):
+    (tmp_path / "study.sqlite").write_bytes(b"not a database" * 99)
+    with pytest.raises(ValueError, match="damaged or is no study"):
+        Snapshot(tmp_path / "study.sqlite")
