@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.built
 
-.PHONY: setup race test lint check clean
+.PHONY: setup race demo test lint check clean
 
 setup: $(STAMP)
 
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml
 
 race: $(STAMP)  ## grid, random and Bayesian search on real training, one device minute each
 	$(BIN)/python scripts/tune.py
+
+demo: $(STAMP)  ## the page, with races on landscapes
+	$(BIN)/python scripts/page.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

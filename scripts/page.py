@@ -106,6 +106,7 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # from now on who comes waits, and is not turned away
     except OSError as error:
         listener.close()
         raise ValueError(

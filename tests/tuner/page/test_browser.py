@@ -1,0 +1,233 @@
+"""The page in a real browser: what a user does, sees, and must never be exposed to."""
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tuner.store import Store
+
+ROOT = Path(__file__).parents[3]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which .ci/run installs")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page, and everything that went wrong on it."""
+
+    def __init__(self, page):
+        self.page, self.troubles, self.requests = page, [], []
+        page.on("console", lambda m: m.type in ("error", "warning") and self._note(m.text))
+        page.on("pageerror", lambda error: self._note(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def _note(self, text):
+        self.troubles.append(text)
+
+    def until(self, script, seconds=30.0):
+        """Wait until a script is true; the page's policy forbids Playwright's own way."""
+        end = time.monotonic() + seconds
+        while not (value := self.page.evaluate(script)):
+            if time.monotonic() > end:
+                raise AssertionError(f"never true: {script}; troubles: {self.troubles}")
+            time.sleep(0.05)
+        return value
+
+
+@pytest.fixture
+def watched(browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    watched = Watched(page)
+    yield watched
+    page.close()
+    assert watched.troubles == []
+
+
+@contextlib.contextmanager
+def serving(*arguments):
+    """The address of a page served by the script."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "page.py"), *map(str, arguments), "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        yield next(word for word in process.stdout.readline().split() if word.startswith("http"))
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    with serving() as address:
+        yield address
+
+
+def trials(watched):
+    return watched.page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('.panel')]"
+        ".map(p => [p.dataset.searcher, +p.dataset.trials]))"
+    )
+
+
+def run_race(watched, landscape="bumpy", budget=None):
+    """Run, and go to the end of the race once all of it is known."""
+    page = watched.page
+    page.wait_for_selector("#run")
+    watched.until("document.querySelectorAll('#landscape option').length > 5")
+    page.select_option("#landscape", landscape)
+    if budget is not None:
+        page.fill("#budget", str(budget))
+    page.click("#run")
+    watched.until("tunerPage.film && tunerPage.film.verdict", 60)
+    page.evaluate(
+        "(() => { const s = document.querySelector('#scrub'); s.value = s.max;"
+        " s.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+
+
+def test_a_race_on_bumpy(watched, demo):
+    page = watched.page
+    page.goto(demo)
+    run_race(watched, budget=24)
+    watched.until("document.querySelector('#verdict').textContent.includes('seed')")
+    shown = trials(watched)
+    assert set(shown) == {"grid", "random", "bayes"}
+    assert all(count >= 14 for count in shown.values())
+    bars = page.evaluate("[...document.querySelectorAll('.bar')].map(b => +b.ariaValueNow)")
+    assert len(bars) == 3
+    assert all(value >= 95 for value in bars)
+    # Three maps with their probes, and three lines; they are drawn a moment later.
+    watched.until(
+        "(() => { const plots = [...document.querySelectorAll('.panel .js-plotly-plot')];"
+        " return plots.length == 3 && plots.every(p => p.data.some(t => t.type == 'heatmap')"
+        " && p.data.filter(t => t.type != 'heatmap').flatMap(t => [...t.x]).length >= 14); })()"
+    )
+    watched.until(
+        "document.querySelector('#best-chart').data"
+        ".filter(t => (t.mode || '').includes('lines') && t.y.length > 3).length >= 3"
+    )
+    facts = page.inner_text("#facts")
+    assert all(name in facts for name in shown)
+    host = demo.rstrip("/")
+    assert {
+        url for url in watched.requests if not url.startswith((host, "data:", "blob:"))
+    } == set()
+
+
+def test_what_bayes_thinks(watched, demo):
+    page = watched.page
+    page.goto(demo)
+    run_race(watched, budget=30)
+    seen = set()
+    for belief in ("mean", "sd", "ei"):
+        page.check(f'.panel[data-searcher="bayes"] [name="belief"][value="{belief}"]', force=True)
+        script = (
+            '(() => { const p = document.querySelector(\'.panel[data-searcher="bayes"] '
+            ".js-plotly-plot'); const h = p && p.data.find(t => t.type == 'heatmap');"
+            " return h ? JSON.stringify(h.z[3].slice(0, 8)) : ''; })()"
+        )
+        watched.until(f"{script} && !{sorted(seen)!r}.includes({script})")
+        seen.add(page.evaluate(script))
+    assert len(seen) == 3
+    before = page.evaluate(script)
+    page.evaluate(
+        "(() => { const s = document.querySelector('#exploration'); s.value = s.max;"
+        " s.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+    watched.until(f"{script} != {before!r}")  # more exploration is another map of improvement
+
+
+def test_the_keyboard_reaches_a_probe_and_escape_closes_it(watched, demo):
+    page = watched.page
+    page.goto(demo)
+    run_race(watched, budget=12)
+    page.evaluate(
+        '(document.querySelector(\'.panel[data-searcher="random"] [tabindex="0"]\')'
+        " || document.querySelector('.panel[data-searcher=\"random\"]')).focus()"
+    )
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#probe-card", state="visible")
+    text = page.inner_text("#probe-card")
+    assert "learning_rate" in text
+    assert "minutes" in text
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#probe-card", state="hidden")
+
+
+def test_a_phone_in_the_dark_has_no_sideways_scrolling(browser, demo):
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    watched = Watched(page)
+    page.goto(demo)
+    run_race(watched, budget=12)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert watched.troubles == []
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished race, whose landscape, searcher and reasons have hostile names."""
+    folder = tmp_path_factory.mktemp("finished") / "run <b>bold<"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "scripts" / "tune.py"), "--landscape", "cliff"),
+            *("--searchers", "random", "--seeds", "2", "--budget-minutes", "15"),
+            *("--out", str(folder), "--quiet"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    store = Store(folder / "study.sqlite", create=False)
+    # The closed trials are changed behind the store's back, as a hostile file would be.
+    store._db.execute("UPDATE trial SET reason = ?, note = ?", (HOSTILE, HOSTILE))
+    store._db.execute("UPDATE run SET searcher = ?", (HOSTILE,))
+    store.commit(force=True)
+    store.close()
+    return folder
+
+
+def test_a_finished_run_is_shown_and_hostile_names_are_text(watched, finished):
+    page = watched.page
+    with serving(finished) as address:
+        page.goto(address)
+        watched.until("tunerPage.film && document.querySelectorAll('.panel').length == 1")
+        watched.until("+document.querySelector('.panel').dataset.trials > 0")
+        assert HOSTILE in page.evaluate("document.body.textContent")
+        page.evaluate("document.querySelector('.panel [tabindex=\"0\"]').focus()")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("#probe-card", state="visible")
+        assert page.evaluate("window.hacked") is None
+        assert page.evaluate("document.querySelectorAll('img, script:not([src])').length") == 0
+
+
+def test_a_report_is_the_page_without_a_server(watched, finished):
+    page = watched.page
+    page.goto((finished / "report.html").as_uri())
+    watched.until("tunerPage.film && document.querySelectorAll('.panel').length == 1")
+    watched.until("+document.querySelector('.panel').dataset.trials > 5")
+    assert "cliff" in page.inner_text("body").lower()
+    assert {url.split(":")[0] for url in watched.requests} <= {"file", "data", "blob"}
+    assert sum(url.startswith("file") for url in watched.requests) == 1
