@@ -231,3 +231,35 @@ def test_a_report_is_the_page_without_a_server(watched, finished):
     assert "cliff" in page.inner_text("body").lower()
     assert {url.split(":")[0] for url in watched.requests} <= {"file", "data", "blob"}
     assert sum(url.startswith("file") for url in watched.requests) == 1
+
+
+def test_a_real_run_is_shown_while_it_trains(watched, small_data, tmp_path):
+    page = watched.page
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "scripts" / "tune.py"), "--page", "--quiet"),
+            *("--data", "fashion_mnist", "--data-root", str(small_data), "--device", "cpu"),
+            *("--searchers", "random", "--epochs", "2", "--budget-minutes", "0.5"),
+            *("--out", str(tmp_path / "live")),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        line = process.stderr.readline()
+        page.goto(next(word for word in line.split() if word.startswith("http")))
+        watched.until("tunerPage.film && tunerPage.film.mode == 'live'")
+        watched.until("+document.querySelector('.panel').dataset.trials >= 2", 60)
+        seen = trials(watched)["random"]
+        watched.until(f"+document.querySelector('.panel').dataset.trials > {seen}", 60)
+        assert "real training" in page.inner_text("body").lower()
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    # The page's server went with the race; what it showed is in the report.
+    watched.troubles = [t for t in watched.troubles if "ERR_CONNECTION_REFUSED" not in t]
+    page.goto((tmp_path / "live" / "report.html").as_uri())
+    watched.until("+document.querySelector('.panel').dataset.trials >= 3")

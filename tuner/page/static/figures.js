@@ -219,7 +219,7 @@ const Figures = (() => {
     };
   }
 
-  /** A point that is no probe: the true best, or where a searcher would look next. */
+  /** A point that is no probe: the best known, or where a searcher would look next. */
   function markTraces({ place, symbol, size, colour }, view) {
     const trace = {
       type: "scatter",
@@ -359,7 +359,7 @@ const Figures = (() => {
 
   const levelNote = (top, theme) => ({
     xref: "paper", x: 0, xanchor: "left", y: top, yanchor: "bottom", showarrow: false,
-    text: `the best there is, without noise: ${Film.scoreText(top)}`, font: { color: theme.muted, size: 11 },
+    text: `the best known, without noise: ${Film.scoreText(top)}`, font: { color: theme.muted, size: 11 },
   });
 
   return { CONFIG, VIRIDIS, CIVIDIS, colourOf, panel, pixel, chart };
