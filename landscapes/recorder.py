@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,10 +65,10 @@ def make_table(
 ) -> Table:
     """The trials of one or more searches as a table.
 
-    Trials of the same setting are its replicates, in the order of the histories; a setting with
-    fewer than the others has its own repeated. `seeds` are the searches' study seeds, by default
-    0, 1, …; the same setting with the same seed is the same training, and counts once. Trials
-    without a finished epoch are left out, unless it was their own fault.
+    Trials of the same setting are its replicates, in the order of the histories. `seeds` are the
+    searches' study seeds, by default 0, 1, …; the same setting with the same seed is the same
+    training, and the one that went furthest counts. Trials without a finished epoch are left out,
+    unless it was their own fault.
 
     Raises ValueError where nothing is left.
     """
@@ -77,7 +76,9 @@ def make_table(
     for seed, history in zip(seeds or range(len(histories)), histories, strict=True):
         for trial in history:
             if trial.curve or trial.state is TrialState.INFEASIBLE:
-                found.setdefault(to_row(space, trial.config), {}).setdefault(seed, trial)
+                by_seed = found.setdefault(to_row(space, trial.config), {})
+                if seed not in by_seed or by_seed[seed].epoch < trial.epoch:
+                    by_seed[seed] = trial
     if not found:
         raise ValueError("there is nothing to make a landscape of: no trial has finished an epoch")
     most = max(map(len, found.values()))
@@ -86,7 +87,7 @@ def make_table(
     seconds = np.full_like(scores, np.nan)
     infeasible, of_seed = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int64)
     for i, by_seed in enumerate(found.values()):
-        for r, (seed, trial) in zip(range(most), itertools.cycle(by_seed.items()), strict=False):
+        for r, (seed, trial) in enumerate(by_seed.items()):
             _put(trial, scores[i, r], seconds[i, r])
             infeasible[i, r], of_seed[i, r] = trial.state is TrialState.INFEASIBLE, seed
     return Table(name, space, np.array(list(found)), scores, seconds, infeasible, card, of_seed)

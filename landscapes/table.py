@@ -5,7 +5,7 @@ The npz, read with `allow_pickle=False`, holds n settings of d knobs, r replicat
     space       0-d text: the search space as JSON, as `SearchSpace.to_json` writes it
     configs     n x d float64: raw values in the space's order; of a choice, the option's index
     scores      n x r x e float64: the score after each epoch, higher is better; NaN from where a
-                training went no further
+                training went no further, all NaN where a setting has fewer trainings than r
     seconds     n x r x e float64: device seconds of each epoch; NaN where there was none
     infeasible  n x r bool, optional: the training broke off after its last score, by its own fault
     seeds       n x r int64, optional: the study seed with which each was trained
@@ -29,6 +29,7 @@ import itertools
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,6 +49,11 @@ RULE = {
     False: "Shepard: the 2 d + 4 nearest settings by distance in the unit cube to the power -(d+1)",
 }
 
+# What np.load and its zip archives raise on damaged files; RuntimeError has NotImplementedError.
+_READ_ERRORS = (
+    *(OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _NO_CARD = {"about": "A table without a card.", "badge": "of unknown origin"}
 
 
@@ -108,10 +114,12 @@ class Table:
         the trainings break off.
         """
         rows, weights = self._around(config)
-        final = np.where(self.infeasible, np.nan, self._whole[0][:, :, -1])[rows]  # k x r
-        if replicate is not None and final.shape[1] > 1:
-            final = final.copy()
-            final[np.arange(len(rows)), self._shown(rows, replicate)] = np.nan
+        counts_for = self._is_there & ~self.infeasible
+        final = np.where(counts_for, self._whole[0][:, :, -1], np.nan)[rows]  # k x r
+        if replicate is not None:
+            repeated = self._is_there[rows].sum(1) > 1
+            shown = self._shown(rows, replicate)
+            final[np.flatnonzero(repeated), shown[repeated]] = np.nan
         known = ~np.isnan(final)
         counts = known.sum(1)
         if weights[counts == 0].sum() > 0.5:
@@ -149,24 +157,31 @@ class Table:
         return {tuple(row): i for i, row in enumerate(self._units.tolist())}
 
     @cached_property
+    def _is_there(self) -> NDArray[np.bool_]:
+        """Which replicates of each setting were trained at all, n x r."""
+        return ~np.isnan(self.scores[:, :, 0]) | self.infeasible
+
+    @cached_property
     def _whole(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores and seconds with what was not recorded filled in, both n x r x e."""
-        known = ~np.isnan(self.scores)
+        known, timed = ~np.isnan(self.scores), ~np.isnan(self.seconds)
         last = np.maximum(known.sum(2, keepdims=True) - 1, 0)
         scores = np.where(known, self.scores, np.take_along_axis(self.scores, last, 2))
-        mean = np.nanmean(self.seconds, 2, keepdims=True)
-        return np.nan_to_num(scores), np.where(np.isnan(self.seconds), mean, self.seconds)
+        total = np.where(timed, self.seconds, 0.0).sum(2, keepdims=True)
+        mean = total / np.maximum(timed.sum(2, keepdims=True), 1)
+        return np.nan_to_num(scores), np.where(timed, self.seconds, mean)
 
     def _shown(self, rows: NDArray[np.int64], replicate: int) -> NDArray[np.int64]:
         """Which replicate of each of the rows a seed is shown."""
-        count = self.scores.shape[1]
-        if count == 1:
-            return np.zeros_like(rows)
-        shown = np.array([derive_seed(replicate, "replicate", int(row)) % count for row in rows])
-        if self.seeds is not None:
-            own = self.seeds[rows] == replicate  # k x r
-            shown = np.where(own.any(1), own.argmax(1), shown)
-        return shown
+        shown = []
+        for row in rows.tolist():
+            there = np.flatnonzero(self._is_there[row])
+            own = (
+                there[self.seeds[row, there] == replicate] if self.seeds is not None else there[:0]
+            )
+            drawn = derive_seed(replicate, "replicate", row) % len(there)
+            shown.append(int(own[0] if len(own) else there[drawn]))
+        return np.array(shown)
 
     def _around(self, config: Config) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The recorded settings that stand for `config`, and their weights, which add up to 1."""
@@ -195,7 +210,9 @@ class Table:
         for i, domain in enumerate(self.space.values()):
             if isinstance(domain, Choice):  # another option is another option, near or far
                 apart[:, i] = apart[:, i] != 0
-        distance = np.sqrt((apart**2).sum(1))
+        # Scaled first: the squares of what is very near would be 0.
+        largest = np.maximum(np.abs(apart).max(1, keepdims=True), np.finfo(float).tiny)
+        distance = largest[:, 0] * np.sqrt(((apart / largest) ** 2).sum(1))
         d = len(self.space)
         rows = np.argsort(distance, kind="stable")[: 2 * d + 4]
         weights = (distance[rows[0]] / distance[rows]) ** (d + 1)
@@ -203,9 +220,10 @@ class Table:
 
 
 def to_row(space: SearchSpace, config: Config) -> tuple[float, ...]:
-    """A configuration as a row of `configs`."""
+    """A configuration as a row of `configs`; ValueError where it is not in the space."""
+    space.check(config)
     return tuple(
-        float(domain.options.index(config[name]))
+        float(domain.index(config[name]) or 0)
         if isinstance(domain, Choice)
         else float(config[name])  # type: ignore[arg-type]
         for name, domain in space.items()
@@ -246,18 +264,21 @@ def _check(table: Table) -> None:
             if isinstance(domain, Choice):
                 inside = number in range(len(domain.options))
             else:
-                inside = domain.contains(int(number) if isinstance(domain, Int) else number)
-            if not inside or (isinstance(domain, Int) and number != int(number)):
+                whole = int(number) if isinstance(domain, Int) and number.is_integer() else number
+                inside = domain.contains(whole)
+            if not inside:
                 raise ValueError(f"a recorded {name} is {number:g}, which is not in {domain!r}")
     if len(np.unique(table.configs, axis=0)) < n:
         raise ValueError("a setting is in the table twice; put repeats into replicates")
     known = ~np.isnan(table.scores)
     if np.isinf(table.scores).any() or (known[:, :, 1:] & ~known[:, :, :-1]).any():
         raise ValueError("a curve's scores are finite numbers, then NaN from where it ended")
-    if not (known[:, :, 0] | table.infeasible).all() or table.infeasible.all():
+    there = known[:, :, 0] | table.infeasible  # n x r
+    if not there.any(1).all() or table.infeasible[there].all():
         raise ValueError("a setting has no score at all and is not marked as infeasible")
     timed = ~np.isnan(table.seconds)
-    if (known & ~timed).any() or not (table.seconds[timed] > 0).all() or not timed.any(2).all():
+    is_timed = timed.any(2) | ~there
+    if (known & ~timed).any() or not (table.seconds[timed] > 0).all() or not is_timed.all():
         raise ValueError("every epoch that has a score needs its seconds, more than 0")
     if not np.isfinite(table.seconds[timed]).all():
         raise ValueError("seconds are finite numbers")
@@ -325,5 +346,5 @@ def load_table(path: Path) -> Table:
         )
     except KeyError as error:
         raise ValueError(f"{path} is no landscape: it has no array {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+    except _READ_ERRORS as error:
         raise ValueError(f"{path} is no landscape: {error}") from error

@@ -71,8 +71,9 @@ def race_progress(lines: Mapping[str, Sequence[Line]], until: float) -> dict[str
     the end, and the question is by when half of them had: everyone gets there, some sooner.
     """
     found = progress(lines, until)
-    ends = [float(np.quantile(p.scores[:, -1], 0.5, method="lower")) for p in found.values()]
-    target = None if any(map(math.isnan, ends)) else min(ends)
+    target: float | None = min(_reached_by_half(p.scores[:, -1]) for p in found.values())
+    if target == -math.inf:
+        target = None
     return {
         "minutes": next(iter(found.values())).minutes.round(6).tolist(),
         "target": target,
@@ -87,6 +88,12 @@ def race_progress(lines: Mapping[str, Sequence[Line]], until: float) -> dict[str
             for name, p in found.items()
         },
     }
+
+
+def _reached_by_half(ends: NDArray[np.float64]) -> float:
+    """The highest score that at least half of the seeds have; minus infinity for none."""
+    known = np.nan_to_num(ends, nan=-math.inf)
+    return float(np.sort(known)[len(known) // 2])
 
 
 def _to_target(lines: Sequence[Line], target: float | None) -> dict[str, Any]:

@@ -157,7 +157,8 @@ class Choice:
         """How many options there are."""
         return len(self.options)
 
-    def _index(self, value: object) -> int | None:
+    def index(self, value: object) -> int | None:
+        """Which option `value` is; None where it is none. True and 1 are different options."""
         for index, option in enumerate(self.options):
             if option == value and isinstance(value, bool) == isinstance(option, bool):
                 return index
@@ -165,11 +166,11 @@ class Choice:
 
     def contains(self, value: object) -> bool:
         """Whether `value` is one of the options."""
-        return self._index(value) is not None
+        return self.index(value) is not None
 
     def to_unit(self, value: Any) -> float:
         """The middle of the option's cell: (index + 1/2) / number of options."""
-        index = self._index(value)
+        index = self.index(value)
         if index is None:
             raise ValueError(f"{value!r} is none of the options {self.options!r}")
         return (index + 0.5) / len(self.options)

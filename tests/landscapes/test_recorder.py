@@ -125,26 +125,64 @@ def test_trials_of_a_setting_are_its_replicates_in_the_order_of_the_histories():
     assert not table.infeasible.any()
 
 
-def test_a_setting_with_fewer_replicates_has_its_own_repeated():
-    def scored(x):
-        return [(x, SECOND)] * 3
-
+def test_a_setting_with_fewer_replicates_has_none_in_place_of_the_others():
     histories = [
-        history_of((A, scored(0.1), TrialState.COMPLETED, 0)),
+        history_of((A, scored(0.1, 0.1, 0.1), TrialState.COMPLETED, 0)),
         history_of(
-            (A, scored(0.2), TrialState.COMPLETED, 0), (B, scored(0.9), TrialState.COMPLETED, 0)
+            (A, scored(0.2, 0.2, 0.2), TrialState.COMPLETED, 0),
+            (B, scored(0.9, 0.9, 0.9), TrialState.COMPLETED, 0),
         ),
-        history_of((A, scored(0.3), TrialState.COMPLETED, 0)),
+        history_of((A, scored(0.3, 0.3, 0.3), TrialState.COMPLETED, 0)),
     ]
     table = make_table("t", SPACE, 3, histories, {})
     assert table.scores[row(table, A), :, 0].tolist() == [0.1, 0.2, 0.3]
-    assert table.scores[row(table, B), :, 0].tolist() == [0.9, 0.9, 0.9]
+    assert np.array_equal(table.scores[row(table, B), :, 0], [0.9, NAN, NAN], equal_nan=True)
+    for seed in range(20):  # whoever asks is shown the only one there is
+        assert table.curve(B, seed)[0].tolist() == [0.9, 0.9, 0.9]
 
 
-def test_within_one_history_repeats_are_replicates_too():
-    history = history_of((A, FULL, TrialState.COMPLETED, 0), (A, FULL[:2], TrialState.STOPPED, 0))
-    table = make_table("t", SPACE, 3, [history], {})
-    assert np.array_equal(table.scores[0], [[0.1, 0.2, 0.3], [0.1, 0.2, NAN]], equal_nan=True)
+def scored(*scores):
+    return [(score, SECOND) for score in scores]
+
+
+def test_the_same_setting_with_the_same_seed_is_the_same_training_and_counts_once():
+    first, second = scored(0.1, 0.2, 0.3), scored(0.5, 0.6, 0.7)
+    done = TrialState.COMPLETED
+    histories = [
+        history_of((A, first, done, 0), (B, first, done, 0), (A, first, done, 0)),
+        history_of((A, first, done, 0)),  # another searcher's, of the same seed
+        history_of((A, second, done, 0), (B, second, done, 0)),
+    ]
+    table = make_table("t", SPACE, 3, histories, {}, [4, 4, 9])
+    assert table.scores[row(table, A), :, 0].tolist() == [0.1, 0.5]
+    assert table.seeds[row(table, A)].tolist() == [4, 9]
+    for config in (A, B):
+        assert table.curve(config, 4)[0].tolist() == [0.1, 0.2, 0.3]
+        assert table.curve(config, 9)[0].tolist() == [0.5, 0.6, 0.7]
+        assert table.value(config, 4) == 0.7  # what others were shown
+        assert table.value(config, 9) == 0.3
+
+
+def test_of_one_training_that_two_searches_saw_the_longer_part_is_kept():
+    short = history_of((A, FULL[:1], None, 0), (B, FULL, TrialState.COMPLETED, 0))  # out of budget
+    long = history_of((A, FULL, TrialState.COMPLETED, 0))
+    for histories in ([long, short], [short, long]):
+        table = make_table("t", SPACE, 3, histories, {}, [0, 0])
+        assert table.scores[row(table, A), 0].tolist() == [0.1, 0.2, 0.3]
+
+
+def test_a_repeated_training_does_not_count_for_the_seed_that_saw_it_nor_twice():
+    done = TrialState.COMPLETED
+    histories = [
+        history_of((A, scored(0.1, 0.1, 0.2), done, 0), (B, FULL, done, 0)),
+        history_of((A, scored(0.1, 0.1, 0.8), done, 0), (B, FULL, done, 0)),
+        history_of((B, FULL, done, 0)),
+    ]
+    table = make_table("t", SPACE, 3, histories, {}, [0, 1, 2])
+    assert table.scores.shape == (2, 3, 3)
+    assert table.value(A, 0) == pytest.approx(0.8)
+    assert table.value(A, 1) == pytest.approx(0.2)
+    assert table.value(A) == pytest.approx(0.5)
 
 
 def test_partial_trainings_keep_what_they_have_and_those_without_an_epoch_are_left_out():

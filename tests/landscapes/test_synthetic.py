@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landscapes.synthetic import CHANCE, FORMULAS, make_landscape
+from landscapes.synthetic import CHANCE, FORMULAS, make_landscape, ridge_at
 
 NAMES = ["bumpy", "cliff", "deceptive", "flat", "ridge", "smooth"]
 LARGEST = {name: 9 if name == "ridge" else 6 for name in NAMES}
@@ -231,6 +231,17 @@ def test_the_one_knob_of_a_ridge_that_matters_does():
     landscape = make_landscape("ridge", 3)
     values = [landscape.value(at(landscape, u, 0.5)) for u in np.linspace(0, 1, 101)]
     assert max(values) - min(values) > 0.3
+
+
+def test_a_ridge_can_run_anywhere():
+    for place in (0.0, 0.2, 0.5, 1.0):
+        landscape = ridge_at(place, 3)
+        config, best = landscape.optimum()
+        assert landscape.space.to_unit([config])[0, 0] == pytest.approx(place, abs=1e-4)
+        assert best == pytest.approx(0.92, abs=1e-5)
+    assert ridge_at(0.63).optimum() == make_landscape("ridge").optimum()
+    with pytest.raises(ValueError, match="got 1"):
+        ridge_at(0.5, 1)
 
 
 def test_the_curves_of_deceptive_cross():

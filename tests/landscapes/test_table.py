@@ -137,6 +137,24 @@ def test_everyone_within_a_seed_sees_the_same_and_two_seeds_differ_at_most_setti
         assert binom.ppf(1e-5, 2 * n, 1 / r) < count < binom.ppf(1 - 1e-5, 2 * n, 1 / r)
 
 
+def test_a_seed_is_shown_the_training_that_was_its_own():
+    n = 60
+    generator = np.random.default_rng(0)
+    seeds = np.array([generator.permutation([3, 5, 8]) for _ in range(n)])
+    scores = generator.random((n, 3, 2))
+    positions = np.linspace(0, 1, n)[:, None]
+    ones, flags = np.ones_like(scores), np.zeros((n, 3), dtype=bool)
+    table = Table("t", LINE, positions, scores, ones, flags, {}, seeds)
+    for i in range(n):
+        for r, seed in enumerate(seeds[i].tolist()):
+            assert which_replicate(table, i, seed) == r
+            left = [q for q in range(3) if q != r]
+            found = table.value({"x": float(positions[i, 0])}, seed)
+            assert found == pytest.approx(scores[i, left, -1].mean(), abs=1e-14)
+    # A seed that trained nothing is shown any of them.
+    assert len({int(seeds[i, which_replicate(table, i, 4)]) for i in range(n)}) == 3
+
+
 def test_the_value_for_a_seed_leaves_out_the_replicate_that_it_was_shown(lattice, scattered):
     for table in (lattice[2], scattered):
         for i, row in enumerate(table.configs):
@@ -424,15 +442,16 @@ def test_what_is_saved_is_loaded_again(tmp_path, scattered):
     infeasible = scattered.infeasible.copy()
     scores[3, 1, 1:], seconds[3, 1, 2:], infeasible[3, 1] = NAN, NAN, True
     card = {"about": "Ein Versuch.", "badge": "recorded on a µ-device, today", "seeds": [0, 1]}
-    table = Table("other", MIXED, scattered.configs, scores, seconds, infeasible, card)
+    seeds = np.arange(120).reshape(40, 3)
+    table = Table("other", MIXED, scattered.configs, scores, seconds, infeasible, card, seeds)
     path = tmp_path / "mine.npz"
     save_table(path, table)
     loaded = load_table(path)
     assert loaded.name == "mine"
     assert loaded.space == MIXED
-    for name in ("configs", "scores", "seconds", "infeasible"):
+    for name in ("configs", "scores", "seconds", "infeasible", "seeds"):
         assert np.array_equal(
-            getattr(loaded, name), getattr(table, name), equal_nan=name[0] == "s"
+            getattr(loaded, name), getattr(table, name), equal_nan=name in ("scores", "seconds")
         ), name
     written = json.loads((tmp_path / "mine.json").read_text())
     assert loaded.card == written
@@ -495,6 +514,7 @@ def test_a_file_of_the_schema_without_a_card_or_flags_is_loaded(tmp_path):
     table = load_table(write(tmp_path / "bare.npz", infeasible=None))
     assert table.settings == [{"x": 0.0, "n": 1, "c": "a"}, {"x": 0.5, "n": 3, "c": "b"}]
     assert not table.infeasible.any()
+    assert table.seeds is None
     assert table.card["badge"] == "of unknown origin"
 
 
@@ -525,6 +545,8 @@ REFUSED = {
         "n x r x e",
     ),
     "fewer seconds": ({"seconds": np.ones((2, 2, 2))}, "seconds must be"),
+    "seeds of an odd shape": ({"seeds": np.zeros(2, dtype=np.int64)}, "seeds must be"),
+    "seeds are text": ({"seeds": np.array([["a", "b"]] * 2)}, "."),
     "flags of an odd shape": ({"infeasible": np.zeros((2, 3), dtype=bool)}, "infeasible"),
     "real beyond the range": (changed("configs", (0, 0), 1.5), "recorded x is 1.5"),
     "real is nan": (changed("configs", (0, 0), NAN), "recorded x is nan"),
@@ -539,7 +561,7 @@ REFUSED = {
     "a setting twice": ({"configs": np.array([[0.5, 3.0, 1.0]] * 2)}, "twice"),
     "score is infinite": (changed("scores", (0, 0, 1), math.inf), "finite"),
     "a gap in a curve": (changed("scores", (0, 0, 1), NAN), "from where it ended"),
-    "no score and no reason": (changed("scores", (0, 0), NAN), "not marked as infeasible"),
+    "no score and no reason": (changed("scores", 0, NAN), "not marked as infeasible"),
     "nothing is feasible": ({"infeasible": np.ones((2, 2), dtype=bool)}, "."),
     "score without seconds": (changed("seconds", (1, 1, 2), NAN), "needs its seconds"),
     "no time": (changed("seconds", (1, 1, 2), 0.0), "more than 0"),
