@@ -18,6 +18,7 @@ from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape, recorded_names
 from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import FORMULAS
+from scripts.errors import plain_errors
 from tuner.page.source import Source
 from tuner.reader import Snapshot
 
@@ -35,7 +36,7 @@ def main(
     ] = False,
 ) -> None:
     """Serve the page on 127.0.0.1 and print its address; Ctrl-C ends it."""
-    try:
+    with plain_errors("page"):
         if not 0 <= port < 1 << 16:
             raise ValueError(f"--port is 0 to 65535, got {port}")
         try:
@@ -50,9 +51,6 @@ def main(
 
         source = _demo() if folder is None else _study(folder)
         listener = _listen(port)
-    except ValueError as error:
-        print(f"page: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(2) from None
     port = listener.getsockname()[1]
     if with_parent:
         _end_with_parent()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from landscapes.recorder import DesignSearcher, lattice, make_table, sobol
 from landscapes.table import save_table
-from scripts.stopping import Stopped, Stopper, stopping_signals
+from scripts.errors import plain_errors, resumable
+from scripts.stopping import Stopper, stopping_signals
 from scripts.workers import TrainingRequest, start_workers
 from tuner.race import Race, enter
-from tuner.scheduler import TrainingBrokenError
 from tuner.space import SearchSpace
 from tuner.store import Store
 
@@ -74,69 +73,88 @@ def main(
 ) -> None:
     """Train a design and write it as a landscape that tune.py --landscape can replay."""
     console = Console()
-    try:
+    with plain_errors("record"):
         if from_run is not None:
-            path = out or Path(f"{from_run.name}.npz")
-            _check_out(path)
-            store = Store(from_run / "study.sqlite", create=False)
-            try:
-                _write(store, path, dict(store.meta("request") or {}), console)
-            finally:
-                store.close()
+            _convert(from_run, out or Path(f"{from_run.name}.npz"), console)
             return
         if resume is not None:
-            store = Store(resume / "study.sqlite", create=False)
             folder = resume
-            kept = store.meta("request")
-            if not isinstance(kept, dict) or "design" not in kept:
-                store.close()
-                raise ValueError(f"{resume} holds no recording that can be resumed")
-            request = RecordRequest(**kept)
+            store, request = _reopen(resume)
         else:
-            from models.data import default_root, prepare
-            from models.knobs import make_space
-
             if out is None:
                 raise ValueError("--out is missing: the npz to write, such as my_landscape.npz")
             _check_out(out)
             for flag, value in (("--epochs", epochs), ("--replicates", replicates)):
                 if value < 1:
                     raise ValueError(f"{flag} is at least 1, got {value}")
-            space = make_space([n.strip() for n in knobs.split(",") if n.strip()], knob or [])
-            _design(design, space, seed)
-            root = data_root or default_root()
-            prepare(data, root)
             request = RecordRequest(
                 device=device,
                 slots=slots,
                 data=data,
-                data_root=str(root),
+                data_root=str(data_root or ""),
                 epochs=epochs,
                 augment=augment,
-                space=space.to_json(),
+                space=_space(knobs, knob or []).to_json(),
                 design=design,
                 replicates=replicates,
                 seed=seed,
                 out=str(out),
             )
             folder = folder or Path("runs") / f"record-{out.stem}"
-            folder.mkdir(parents=True, exist_ok=True)
-            store = Store(folder / "study.sqlite", create=True)
-            store.set_meta("request", vars(request))
-            for replicate in range(seed, seed + replicates):
-                store.add_run(SEARCHER, replicate, space, epochs, None)
-            store.commit(force=True)
-        with stopping_signals() as stopper, ExitStack() as stack:
+            store, request = _create(request, folder)
+        with (
+            resumable(folder, console),
+            stopping_signals() as stopper,
+            ExitStack() as stack,
+        ):
             stack.callback(store.close)
             _record(stack, store, request, folder, console, quiet, stopper)
-    except Stopped as stopped:
-        line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
-        console.print("Stopped; nothing finished is lost. Go on with:")
-        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
-        raise typer.Exit(128 + int(stopped.args[0])) from None
-    except (ValueError, TrainingBrokenError) as error:
-        print(f"record: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+
+
+def _space(knobs: str, ranges: list[str]) -> SearchSpace:
+    from models.knobs import make_space
+
+    return make_space([n.strip() for n in knobs.split(",") if n.strip()], ranges)
+
+
+def _convert(run: Path, path: Path, console: Console) -> None:
+    """Make a landscape of what a race has trained."""
+    _check_out(path)
+    store = Store(run / "study.sqlite", create=False)
+    try:
+        _write(store, path, dict(store.meta("request") or {}), console)
+    finally:
+        store.close()
+
+
+def _reopen(folder: Path) -> tuple[Store, RecordRequest]:
+    store = Store(folder / "study.sqlite", create=False)
+    kept = store.meta("request")
+    if not isinstance(kept, dict) or "design" not in kept:
+        store.close()
+        raise ValueError(f"{folder} holds no recording that can be resumed")
+    return store, RecordRequest(**kept)
+
+
+def _create(request: RecordRequest, folder: Path) -> tuple[Store, RecordRequest]:
+    """Check what can be checked without a device, and make the study."""
+    from models.data import default_root, prepare
+
+    space = SearchSpace.from_json(request.space)
+    _design(request.design, space, request.seed)
+    root = Path(request.data_root or default_root())
+    prepare(request.data, root)
+    request = replace(request, data_root=str(root))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {folder} cannot be made: {error}") from error
+    store = Store(folder / "study.sqlite", create=True)
+    store.set_meta("request", vars(request))
+    for replicate in range(request.seed, request.seed + request.replicates):
+        store.add_run(SEARCHER, replicate, space, request.epochs, None)
+    store.commit(force=True)
+    return store, request
 
 
 def _check_out(path: Path) -> None:

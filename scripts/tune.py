@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
+from scripts.errors import plain_errors, resumable
 from scripts.stopping import Stopped, Stopper, stopping_signals
 from scripts.workers import TrainingRequest, count_cores, start_workers
 from tuner.budget import to_minutes, to_ns
@@ -33,7 +33,6 @@ from tuner.race import Race, Result, Run, enter
 from tuner.reader import RunRow
 from tuner.report import Outcome, main_knobs, write_files
 from tuner.runner import Runner
-from tuner.scheduler import TrainingBrokenError
 from tuner.searchers import SEARCHERS, Searcher, make_searcher
 from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
@@ -146,12 +145,12 @@ def main(
 ) -> None:
     """Race searchers on equal device minutes and report what each found."""
     console = Console(stderr=as_json)
-    folder: Path | None = resume
-    try:
+    with plain_errors("tune"):
         if resume is not None:
             _refuse(context, {"resume", "budget_minutes", "page", "quiet", "as_json"}, "--resume")
             given = context.get_parameter_source("budget_minutes")
             is_given = given is not None and given.name == "COMMANDLINE"
+            folder = resume
             store, request = _reopen(resume, budget_minutes if is_given else None)
         else:
             if landscape is not None:
@@ -174,7 +173,11 @@ def main(
             )
             _check(request)
             request, store, folder = _create(request, _split(knobs), knob or [], out)
-        with stopping_signals() as stopper, ExitStack() as stack:
+        with (
+            resumable(folder, console),
+            stopping_signals() as stopper,
+            ExitStack() as stack,
+        ):
             stack.callback(store.close)
             server = stack.enter_context(_page(folder)) if page else None
             _race(stack, store, request, folder, console, quiet or as_json, stopper)
@@ -183,19 +186,6 @@ def main(
                 console.print("The page stays until Ctrl-C.")
                 with suppress(Stopped):
                     server.wait()
-    except Stopped as stopped:
-        line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
-        console.print("Stopped; nothing finished is lost. Go on with:")
-        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
-        raise typer.Exit(128 + int(stopped.args[0])) from None
-    except (ValueError, RuntimeError) as error:
-        if not isinstance(error, (ValueError, TrainingBrokenError)) and (
-            type(error).__name__ != "WorkerStartError"
-        ):
-            raise
-        # One line, whatever the message was made of.
-        print(f"tune: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
 
 @contextmanager
@@ -266,7 +256,7 @@ def _create(
         terrain = open_landscape(where)
         space, kind = terrain.space, f"replay-{terrain.name}"
         changes = {"landscape": where, "epochs": terrain.epochs, "data": None, "device": "replay"}
-        request = Request(**{**vars(request), **changes})
+        request = replace(request, **changes)
     else:
         from models.data import default_root, prepare
         from models.knobs import make_space
@@ -276,11 +266,11 @@ def _create(
         find_devices(request.device)
         root = Path(request.data_root or default_root())
         prepare(request.data, root)
-        request = Request(**{**vars(request), "data_root": str(root)})
+        request = replace(request, data_root=str(root))
         kind = request.data
     for name in request.searchers:  # options that a searcher refuses are refused here
         _searcher(name, space, request.seed, request)
-    request = Request(**{**vars(request), "space": space.to_json()})
+    request = replace(request, space=space.to_json())
     folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_out(folder)
     try:
@@ -311,7 +301,7 @@ def _reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request]
             raise ValueError(f"{folder} holds a study, but not a race that can be resumed")
         request = Request(**kept)
         if budget_minutes is not None:
-            request = Request(**{**vars(request), "budget_minutes": budget_minutes})
+            request = replace(request, budget_minutes=budget_minutes)
             _check(request)
             store.set_meta("request", vars(request))
             for row in store.runs():

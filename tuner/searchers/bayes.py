@@ -373,7 +373,8 @@ def _quiet_and_alone(seed: int) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # Recorded, and so not shown: BoTorch says `always` to some inside of any filter.
+        with warnings.catch_warnings(record=True), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
             yield
