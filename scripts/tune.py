@@ -6,10 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,44 +17,18 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape
-from landscapes.replay_runner import ReplayRunner
 from scripts.errors import plain_errors, resumable
-from scripts.stopping import Stopped, Stopper, stopping_signals
-from scripts.workers import TrainingRequest, count_cores, start_workers
-from tuner.budget import to_minutes, to_ns
+from scripts.racing import Request, run_race, searcher_for
+from scripts.stopping import Stopped, stopping_signals
+from tuner.budget import to_ns
 from tuner.naming import pick
-from tuner.page.assets import has_plotly
-from tuner.page.film import Scene
-from tuner.page.report_page import write_report
-from tuner.race import Race, Result, Run, enter
-from tuner.reader import RunRow
-from tuner.report import Outcome, main_knobs, write_files
-from tuner.runner import Runner
-from tuner.searchers import SEARCHERS, Searcher, make_searcher
-from tuner.searchers.shared_start import SharedStart
-from tuner.space import SearchSpace
+from tuner.searchers import SEARCHERS
 from tuner.store import Store
-from tuner.terminal import LiveView, closing_table
+from tuner.terminal import closing_table
 
 _REPLAY_COMMIT_S = 0.5
-_RUNS_PER_PROCESS = 4
 _MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request(TrainingRequest):
-    """Everything that was asked for; kept in the study, so that a resume needs only its folder."""
-
-    searchers: list[str]
-    seed: int
-    seeds: int
-    budget_minutes: float
-    landscape: str | None
-    grid_points: int | None
-    shared_start: int
-    space: dict[str, Any]
 
 
 def _split(text: str) -> list[str]:
@@ -180,7 +153,7 @@ def main(
         ):
             stack.callback(store.close)
             server = stack.enter_context(_page(folder)) if page else None
-            _race(stack, store, request, folder, console, quiet or as_json, stopper)
+            run_race(stack, store, request, folder, console, quiet or as_json, stopper)
             _tell(folder, console, as_json)
             if server is not None and console.is_terminal:
                 console.print("The page stays until Ctrl-C.")
@@ -269,7 +242,7 @@ def _create(
         request = replace(request, data_root=str(root))
         kind = request.data
     for name in request.searchers:  # options that a searcher refuses are refused here
-        _searcher(name, space, request.seed, request)
+        searcher_for(name, space, request.seed, request)
     request = replace(request, space=space.to_json())
     folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_out(folder)
@@ -319,178 +292,6 @@ def _reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request]
 
 def _commit_every(request: Request) -> float:
     return _REPLAY_COMMIT_S if request.landscape else 0.0
-
-
-def _searcher(name: str, space: SearchSpace, seed: int, request: Request) -> Searcher:
-    options = {"points_per_axis": request.grid_points} if name == "grid" else {}
-    searcher = make_searcher(name, space, seed, **options)
-    if request.shared_start:
-        return SharedStart(searcher, space, seed, request.shared_start)
-    return searcher
-
-
-@dataclass(frozen=True)
-class _Track:
-    """What the runs of a race are run on: a landscape, or the workers of a pool."""
-
-    runner: Callable[[RunRow], Runner]
-    device: str
-    unit: str
-    slots: int
-    landscape: Landscape | None = None
-    pool: Any = None
-    warm_up_ns: int = 0
-
-
-def _race(
-    stack: ExitStack,
-    store: Store,
-    request: Request,
-    folder: Path,
-    console: Console,
-    quiet: bool,
-    stopper: Stopper,
-) -> None:
-    """Run the race to its end and write its files; raises Stopped where a signal ended it."""
-    if request.landscape is not None:
-        track = _replay_track(request)
-    else:
-        track = _training_track(stack, store, request, folder, None if quiet else console)
-    view = LiveView(console, track.unit, quiet=quiet)
-    race = Race(
-        [
-            enter(
-                store,
-                row,
-                _searcher(row.searcher, row.space, row.seed, request),
-                track.runner(row),
-                is_replay=track.pool is None,
-                on_change=view,
-            )
-            for row in store.runs()
-        ],
-        shares_device=track.pool is not None,
-        on_change=view,
-    )
-    race.share_warm_up(track.warm_up_ns)
-    _check_budget(race)
-    processes = _processes(race) if track.pool is None else 1
-    go = race.go
-    if processes > 1:
-        go = partial(race.go_in_parallel, partial(_replay, request), processes)
-    with view.watch(race):
-        stopper.go(race, go)
-    store.commit(force=True)
-    stopper.check()
-    _finish(store, race, track, request, folder, console)
-
-
-def _processes(race: Race) -> int:
-    """How many processes a replay is worth: starting one takes seconds, a run may take less."""
-    new = sum(not len(run.scheduler.history) for run in race.runs)
-    return min(count_cores(), new // _RUNS_PER_PROCESS)
-
-
-def _replay(request: Request, row: RunRow) -> Result:
-    """One run of a replay, from beginning to end, in memory."""
-    track = _replay_track(request)
-    searcher = _searcher(row.searcher, row.space, row.seed, request)
-    runner = track.runner(row)
-    run = enter(None, row, searcher, runner, is_replay=True, on_change=lambda: None)
-    run.scheduler.run()
-    return Result.of(run)
-
-
-def _replay_track(request: Request) -> _Track:
-    landscape, slots = open_landscape(request.landscape or ""), request.slots or 1
-    return _Track(
-        lambda row: ReplayRunner(landscape, row.seed, slots),
-        "simulated",
-        "simulated minutes",
-        slots,
-        landscape,
-    )
-
-
-def _training_track(
-    stack: ExitStack, store: Store, request: Request, folder: Path, console: Console | None
-) -> _Track:
-    from models.training_runner import TrainingRunner
-
-    if console is not None:
-        runs = len(request.searchers) * request.seeds
-        console.print(f"{request.budget_minutes:g} minutes for each of {runs} run(s)")
-    pool, warm_up_ns = start_workers(stack, store, request, folder, console)
-    return _Track(
-        lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}"),
-        ",".join(pool.setup.devices),
-        pool.setup.unit,
-        len(pool.workers),
-        pool=pool,
-        warm_up_ns=warm_up_ns,
-    )
-
-
-def _check_budget(race: Race) -> None:
-    """Refuse a budget that does not buy one epoch; nothing has been trained yet."""
-    for run in race.runs:
-        if len(run.scheduler.history) == 0 and not run.can_go_on:
-            raise ValueError(
-                f"the budget of {to_minutes(run.row.budget_ns or 0):g} minutes is too small: "
-                f"starting up took {to_minutes(run.recorder.budget.spent_ns):.3f} and one epoch "
-                f"takes about {to_minutes(run.scheduler.expected_epoch_ns):.3f}"
-            )
-
-
-def _finish(
-    store: Store, race: Race, track: _Track, request: Request, folder: Path, console: Console
-) -> None:
-    """Find out what each run's incumbent is worth, and write the files and the picture."""
-    outcomes = [_outcome(store, run, track, console) for run in race.runs]
-    settings = {
-        **vars(request),
-        "device": track.device,
-        "unit": track.unit,
-        "slots": track.slots,
-        "landscape": track.landscape.name if track.landscape else None,
-    }
-    content = write_files(folder, settings, outcomes)
-    from tuner.plots import draw_race
-
-    title = f"{settings['landscape'] or settings['data']} on {track.device}"
-    draw_race(folder / "race.png", outcomes, track.unit, title)
-    if has_plotly():
-        scenes = [Scene(o.row, o.history, o.ledger, True, o.test_score, o.value) for o in outcomes]
-        write_report(
-            folder / "report.html",
-            title,
-            scenes,
-            device=track.device,
-            unit=track.unit,
-            terrain=track.landscape,
-            verdict=content["verdict"],
-            pair=main_knobs(outcomes),
-        )
-
-
-def _outcome(store: Store, run: Run, track: _Track, console: Console) -> Outcome:
-    """What a run came to; in real training its winner is tested, once."""
-    history, ledger = run.scheduler.history, run.scheduler.budget.ledger
-    best, row = history.best, run.row
-    if track.landscape is not None:
-        value = None if best is None else track.landscape.value(best.config, row.seed)
-        return Outcome(row, history, ledger, None, value)
-    mark, test_score = best.checkpoint if best is not None else None, None
-    if mark is not None and mark.sha256 == row.tested:
-        test_score = row.test_score
-    elif mark is not None:
-        try:
-            test_score = track.pool.test(best)
-            store.set_test_score(row.id, test_score, mark.sha256)
-            store.commit(force=True)
-        except ValueError as error:  # the search itself is not lost for that
-            console.print(f"{run.name} {row.seed}: {error}", soft_wrap=True)
-    return Outcome(row, history, ledger, test_score)
 
 
 def _minutes_note(summary: dict[str, Any]) -> str:
