@@ -20,6 +20,7 @@ class Landscape(Protocol):
         name: what it is called.
         space: the knobs it knows.
         epochs: the full length of a training.
+        measure: what `value` is, in words.
         card: where it is from. `about` says in a sentence what it is, `badge` in a few words
             whether it is a formula or was recorded, on which device and when.
     """
@@ -37,6 +38,10 @@ class Landscape(Protocol):
         """The full length of a training."""
 
     @property
+    def measure(self) -> str:
+        """What `value` is, in words."""
+
+    @property
     def card(self) -> Mapping[str, Any]:
         """Where it is from."""
 
@@ -48,11 +53,11 @@ class Landscape(Protocol):
         breaks off by its own fault (it diverged) scores are NaN.
         """
 
-    def value(self, config: Config, replicate: int | None = None) -> float:
+    def value(self, config: Config, replicate: int | None = None) -> float | None:
         """The final score without noise; NaN where the training breaks off.
 
         Where it can only be estimated from repeated trainings, those that `replicate` was shown
-        are left out.
+        are left out; None where there are no others.
         """
 
     def optimum(self) -> tuple[Config, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def make_table(
     name: str,
     space: SearchSpace,
     epochs: int,
-    histories: Sequence[HistoryView],
+    histories: Sequence[Iterable[Trial]],
     card: Mapping[str, Any],
     seeds: Sequence[int] | None = None,
 ) -> Table:

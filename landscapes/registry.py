@@ -37,7 +37,7 @@ def open_landscape(text: str) -> Landscape:
         if colon:
             raise ValueError(f"{name} was recorded in its own dimensions; leave out :{dimensions}")
         return load_table(RECORDED / f"{name}.npz")
-    if colon and not dimensions.isdigit():
+    if colon and not (dimensions.isascii() and dimensions.isdigit()):
         raise ValueError(f"a landscape's dimension is a number, as in {name}:4, got {text!r}")
     return make_landscape(name, int(dimensions)) if colon else make_landscape(name)
 

@@ -42,6 +42,7 @@ class Surrogate:
 
     space = SPACE
     epochs = EPOCHS
+    measure = "predicted accuracy"
 
     def __init__(self, name: str, session: Any, sha256: str) -> None:
         self.name, self._session = name, session

@@ -106,25 +106,30 @@ class Table:
         weights = np.where(infeasible, 0.0, weights)
         return weights @ scores[rows, shown] / weights.sum(), seconds
 
-    def value(self, config: Config, replicate: int | None = None) -> float:
+    @property
+    def measure(self) -> str:
+        """What `value` is: an estimate, whose noise all seeds of a race share."""
+        return "accuracy in other trainings on record (the same for all seeds)"
+
+    def value(self, config: Config, replicate: int | None = None) -> float | None:
         """The mean final score over the replicates, as near to noise-free as the record goes.
 
         With `replicate`, over those that this seed was not shown, so that a lucky score is not
-        counted for the setting that had it; a setting trained once has only that one. NaN where
-        the trainings break off.
+        counted for the setting that had it; None where most of what stands for the configuration
+        was trained only once. NaN where most of it breaks off.
         """
         rows, weights = self._around(config)
-        counts_for = self._is_there & ~self.infeasible
-        final = np.where(counts_for, self._whole[0][:, :, -1], np.nan)[rows]  # k x r
+        counted = self._is_there[rows].copy()  # k x r
         if replicate is not None:
-            repeated = self._is_there[rows].sum(1) > 1
-            shown = self._shown(rows, replicate)
-            final[np.flatnonzero(repeated), shown[repeated]] = np.nan
-        known = ~np.isnan(final)
-        counts = known.sum(1)
-        if weights[counts == 0].sum() > 0.5:
+            counted[np.arange(len(rows)), self._shown(rows, replicate)] = False
+        known = counted.any(1)
+        if weights[known].sum() < 0.5:
+            return None
+        counted &= ~self.infeasible[rows]
+        counts = counted.sum(1)
+        if weights[known & (counts == 0)].sum() > 0.5 * weights[known].sum():
             return math.nan
-        means = np.where(known, final, 0.0).sum(1) / np.maximum(counts, 1)
+        means = np.where(counted, self._whole[0][rows, :, -1], 0.0).sum(1) / np.maximum(counts, 1)
         weights = np.where(counts == 0, 0.0, weights)
         return float(weights @ means / weights.sum())
 
@@ -133,7 +138,7 @@ class Table:
 
         No interpolated setting is higher. The mean of few replicates flatters the best of many.
         """
-        values = np.array([self.value(config) for config in self.settings])
+        values = np.array([self.value(config) for config in self.settings], dtype=np.float64)
         best = int(np.nanargmax(values))
         return self.settings[best], float(values[best])
 

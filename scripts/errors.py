@@ -42,3 +42,17 @@ def resumable(folder: Path, console: Console) -> Iterator[None]:
         console.print("Stopped; nothing finished is lost. Go on with:")
         console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(128 + int(stopped.args[0])) from None
+
+
+def refuse_others(context: typer.Context, allowed: set[str], because_of: str) -> None:
+    """Refuse flags that would be ignored."""
+    changed = [
+        name
+        for name in context.params
+        if name not in allowed
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise ValueError(f"{because_of} decides that itself; leave out {flags}")

@@ -22,9 +22,9 @@ from tuner.page.film import Scene
 from tuner.page.report_page import write_report
 from tuner.race import Race, Result, Run, enter
 from tuner.reader import RunRow
-from tuner.report import Outcome, main_knobs, write_files
+from tuner.report import TEST_ACCURACY, Outcome, main_knobs, worth, write_files
 from tuner.runner import Runner
-from tuner.searchers import Searcher
+from tuner.searchers import Searcher, make_searcher
 from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
 from tuner.store import Store
@@ -180,6 +180,7 @@ def _finish(
         "unit": track.unit,
         "slots": track.slots,
         "landscape": track.landscape.name if track.landscape else None,
+        "measure": track.landscape.measure if track.landscape else TEST_ACCURACY,
     }
     content = write_files(folder, settings, outcomes)
     from tuner.plots import draw_race
@@ -205,8 +206,7 @@ def _outcome(store: Store, run: Run, track: Track, console: Console) -> Outcome:
     history, ledger = run.scheduler.history, run.scheduler.budget.ledger
     best, row = history.best, run.row
     if track.landscape is not None:
-        value = None if best is None else track.landscape.value(best.config, row.seed)
-        return Outcome(row, history, ledger, None, value)
+        return Outcome(row, history, ledger, None, worth(track.landscape, best, row.seed))
     mark, test_score = best.checkpoint if best is not None else None, None
     if mark is not None and mark.sha256 == row.tested:
         test_score = row.test_score

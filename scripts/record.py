@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from landscapes.recorder import DesignSearcher, lattice, make_table, sobol
 from landscapes.table import save_table
-from scripts.errors import plain_errors, resumable
+from scripts.errors import plain_errors, refuse_others, resumable
 from scripts.stopping import Stopper, stopping_signals
 from scripts.workers import TrainingRequest, start_workers
 from tuner.race import Race, enter
+from tuner.reader import Snapshot, StudyReader
 from tuner.space import SearchSpace
 from tuner.store import Store
 
@@ -70,22 +71,29 @@ def main(
         Path | None, typer.Option(help="Go on with the study in this folder.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
     """Train a design and write it as a landscape that tune.py --landscape can replay."""
     console = Console()
     with plain_errors("record"):
         if from_run is not None:
+            refuse_others(context, {"from_run", "out"}, "--from")
             _convert(from_run, out or Path(f"{from_run.name}.npz"), console)
             return
         if resume is not None:
+            refuse_others(context, {"resume", "quiet"}, "--resume")
             folder = resume
             store, request = _reopen(resume)
         else:
             if out is None:
                 raise ValueError("--out is missing: the npz to write, such as my_landscape.npz")
             _check_out(out)
-            for flag, value in (("--epochs", epochs), ("--replicates", replicates)):
-                if value < 1:
+            for flag, value in (
+                ("--epochs", epochs),
+                ("--replicates", replicates),
+                ("--slots", slots),
+            ):
+                if value is not None and value < 1:
                     raise ValueError(f"{flag} is at least 1, got {value}")
             request = RecordRequest(
                 device=device,
@@ -98,7 +106,7 @@ def main(
                 design=design,
                 replicates=replicates,
                 seed=seed,
-                out=str(out),
+                out=str(out.resolve()),  # a resume may come from another folder
             )
             folder = folder or Path("runs") / f"record-{out.stem}"
             store, request = _create(request, folder)
@@ -120,11 +128,16 @@ def _space(knobs: str, ranges: list[str]) -> SearchSpace:
 def _convert(run: Path, path: Path, console: Console) -> None:
     """Make a landscape of what a race has trained."""
     _check_out(path)
-    store = Store(run / "study.sqlite", create=False)
+    snapshot = Snapshot(run / "study.sqlite")  # of a running study too
     try:
-        _write(store, path, dict(store.meta("request") or {}), console)
+        request = dict(snapshot.meta("request") or {})
+        if request.get("landscape"):
+            raise ValueError(
+                f"{run} is itself a replay, of {request['landscape']}; record training"
+            )
+        _write(snapshot, path, request, console)
     finally:
-        store.close()
+        snapshot.close()
 
 
 def _reopen(folder: Path) -> tuple[Store, RecordRequest]:
@@ -170,7 +183,7 @@ def _design(text: str, space: SearchSpace, seed: int) -> list[dict[str, Any]]:
     """The settings that `lattice:20,12` or `sobol:500` means."""
     kind, _, counts = text.partition(":")
     numbers = [part.strip() for part in counts.split(",")]
-    if kind not in ("lattice", "sobol") or not all(n.isdigit() for n in numbers):
+    if kind not in ("lattice", "sobol") or not all(n.isascii() and n.isdigit() for n in numbers):
         raise ValueError(
             f"a design is lattice:A,B,… with a count for each knob, or sobol:N, got {text!r}"
         )
@@ -231,13 +244,13 @@ def _record(
     _write(store, Path(request.out), store.meta("request"), console)
 
 
-def _write(store: Store, path: Path, request: dict[str, Any], console: Console) -> None:
+def _write(store: StudyReader, path: Path, request: dict[str, Any], console: Console) -> None:
     rows = store.runs()
-    histories = [store.history(row) for row in rows]
-    epochs = max((t.epoch for h in histories for t in h), default=0)
+    trials = [store.trials(row) for row in rows]
+    epochs = max((t.epoch for some in trials for t in some), default=0)
     card = _card(store, request)
     space, epochs = rows[0].space, rows[0].max_epochs or epochs
-    table = make_table(path.stem, space, epochs, histories, card, [row.seed for row in rows])
+    table = make_table(path.stem, space, epochs, trials, card, [row.seed for row in rows])
     save_table(path, table)
     n, r, e = table.scores.shape
     console.print(
@@ -248,11 +261,17 @@ def _write(store: Store, path: Path, request: dict[str, Any], console: Console) 
     )
 
 
-def _card(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+def _card(store: StudyReader, request: dict[str, Any]) -> dict[str, Any]:
     """Where a recording is from: device, versions, data, design, seeds, date."""
-    machine = store.meta("machine") or {"device": "unknown", "date": "unknown"}
-    data = request.get("landscape") or request.get("data")
     rows = store.runs()
+    machine, data = store.meta("machine"), request.get("data")
+    if machine is None:  # of somebody's own function: nothing more is known
+        return {
+            "about": "Made of the trials of a study.",
+            "badge": "of a study, device unknown",
+            "searchers": sorted({row.searcher for row in rows}),
+            "seeds": sorted({row.seed for row in rows}),
+        }
     return {
         "about": f"Recorded from real training on {data}.",
         "badge": f"recorded on {machine['device']}, {machine['date']}",

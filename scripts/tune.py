@@ -18,7 +18,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from landscapes.registry import open_landscape
-from scripts.errors import plain_errors, resumable
+from scripts.errors import plain_errors, refuse_others, resumable
 from scripts.racing import Request, run_race, searcher_for
 from scripts.stopping import Stopped, stopping_signals
 from tuner.budget import to_ns
@@ -120,14 +120,16 @@ def main(
     console = Console(stderr=as_json)
     with plain_errors("tune"):
         if resume is not None:
-            _refuse(context, {"resume", "budget_minutes", "page", "quiet", "as_json"}, "--resume")
+            refuse_others(
+                context, {"resume", "budget_minutes", "page", "quiet", "as_json"}, "--resume"
+            )
             given = context.get_parameter_source("budget_minutes")
             is_given = given is not None and given.name == "COMMANDLINE"
             folder = resume
             store, request = _reopen(resume, budget_minutes if is_given else None)
         else:
             if landscape is not None:
-                _refuse(context, _REPLAY_FLAGS, "--landscape")
+                refuse_others(context, _REPLAY_FLAGS, "--landscape")
             request = Request(
                 searchers=_split(searchers),
                 seed=seed,
@@ -196,24 +198,11 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
     console.print(f"Everything is in {folder}/", soft_wrap=True, markup=False)
 
 
+_RESUME_FLAGS = {"resume", "budget_minutes", "page", "quiet", "as_json"}
 _REPLAY_FLAGS = {
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
     *("landscape", "out", "page", "quiet", "as_json"),
 }
-
-
-def _refuse(context: typer.Context, allowed: set[str], because_of: str) -> None:
-    """Refuse flags that would be ignored."""
-    changed = [
-        name
-        for name in context.params
-        if name not in allowed
-        and (source := context.get_parameter_source(name)) is not None
-        and source.name == "COMMANDLINE"
-    ]
-    if changed:
-        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
-        raise ValueError(f"{because_of} decides that itself; leave out {flags}")
 
 
 def _create(

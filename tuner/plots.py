@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from tuner.budget import to_minutes
-from tuner.progress import at
+from tuner.progress import at, progress
 from tuner.report import Outcome, lines_of, main_knobs
 from tuner.space import Choice, SearchSpace
 
@@ -29,7 +29,10 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
     figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))  # type: ignore[misc]
     colours = {n: COLOURS[i % len(COLOURS)] for i, n in enumerate(names)}
-    axes = top.subplots()
+    seeds = len({o.row.seed for o in outcomes})
+    axes, ranks = top.subplots(1, 2, width_ratios=(2, 1)) if seeds > 1 else (top.subplots(), None)
+    if ranks is not None:
+        _draw_ranks(ranks, outcomes, colours, unit)
     floor = _interesting_floor(outcomes)
     for name in names:
         _draw_lines(axes, [o for o in outcomes if o.row.searcher == name], colours[name], floor)
@@ -78,6 +81,19 @@ def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: flo
     if len(lines) > 1:
         low, high = np.quantile(values[:, known], [0.25, 0.75], axis=0)
         axes.fill_between(grid[known], low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _draw_ranks(
+    axes: Axes, outcomes: Sequence[Outcome], colours: dict[str, str], unit: str
+) -> None:
+    """The mean rank over the seeds at each minute; 1 is the best."""
+    until = max(to_minutes(sum(o.ledger.values())) for o in outcomes)
+    for name, one in progress(lines_of(outcomes), until).items():
+        axes.plot(one.minutes, one.rank, color=colours[name], linewidth=2.0, label=name)
+    axes.set_ylim(len(colours) + 0.1, 0.9)
+    axes.set_yticks(range(1, len(colours) + 1))
+    axes.set_xlabel(unit)
+    axes.set_title("mean rank, 1 is the best", loc="left", fontsize=11)
 
 
 def _draw_probes(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -91,7 +93,7 @@ class Race:
         """
         new = [run for run in self.runs if not len(run.scheduler.history)]
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, _ignore_interrupts) as pool:
+        with ProcessPoolExecutor(processes, context, _depend_on_driver) as pool:
             waiting = {pool.submit(replay, run.row): run for run in new}
             while waiting and not self.is_interrupted:
                 done, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -122,9 +124,17 @@ class Race:
             run.recorder.commit()
 
 
-def _ignore_interrupts() -> None:
-    """The terminal's Ctrl-C is for the driver, which ends its processes itself."""
+def _depend_on_driver() -> None:
+    """The terminal's Ctrl-C is for the driver, which ends its processes; so does its own end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    driver = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if driver is not None:
+            driver.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tuner.budget import Costs, to_minutes
 from tuner.files import write_atomically
 from tuner.progress import Line, race_progress
 from tuner.reader import RunRow
+from tuner.space import Config
 from tuner.trial import HistoryView, Trial, TrialState
 from tuner.verdict import verdict
 
@@ -107,7 +109,7 @@ def run_summary(outcome: Outcome) -> dict[str, Any]:
 
 def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The content of summary.json."""
-    keys = ("device", "unit", "data", "landscape", "epochs", "budget_minutes", "slots")
+    keys = ("device", "unit", "data", "landscape", "measure", "epochs", "budget_minutes", "slots")
     return {
         **{key: settings.get(key) for key in keys},
         "runs": [run_summary(outcome) for outcome in outcomes],
@@ -131,6 +133,27 @@ def lines_of(outcomes: Sequence[Outcome]) -> dict[str, list[Line]]:
     }
 
 
+TEST_ACCURACY = "test accuracy"
+
+
+class Judge(Protocol):
+    """What can say what a configuration is worth: a landscape."""
+
+    def value(self, config: Config, replicate: int) -> float | None:
+        """Its final score without what `replicate` was shown of it."""
+
+
+def worth(landscape: Judge, incumbent: Trial | None, seed: int) -> float | None:
+    """What a user would get of a run's incumbent on a landscape; None where nobody can know.
+
+    Nothing found, and a training that breaks off when it is done again, are worth 0.
+    """
+    if incumbent is None:
+        return 0.0
+    value = landscape.value(incumbent.config, seed)
+    return 0.0 if value is not None and math.isnan(value) else value
+
+
 def judge(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The verdict on a race, by what a user would get of each run."""
     is_replay = settings.get("landscape") is not None
@@ -139,7 +162,7 @@ def judge(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, An
     return verdict(
         {n: [o.value if is_replay else o.test_score for o in g] for n, g in groups.items()},
         {name: [None if t is None else t.score for t in trials] for name, trials in best.items()},
-        measure="noise-free accuracy" if is_replay else "test accuracy",
+        measure=settings["measure"],
         minutes=settings["budget_minutes"],
     )
 
@@ -175,7 +198,7 @@ def write_files(
 
 
 def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _trials_csv(outcomes: Sequence[Outcome]) -> str:

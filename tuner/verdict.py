@@ -38,17 +38,19 @@ class Comparison:
     """Two searchers over the seeds that both have a reward for.
 
     Attributes:
+        seeds, of_seeds: how many those are, and how many there were.
         ahead, behind: by mean reward; on a tie in the order of the race.
         difference: of the mean rewards, at least 0.
         standard_error: of that mean difference; None with one seed.
         p: Holm-corrected; None with one seed.
         detectable: the smallest true difference that would probably be resolved with these
-            seeds (chance POWER); None where no difference could be.
+            seeds (chance POWER), at least `difference` where that is not; None where none could.
     """
 
     ahead: str
     behind: str
     seeds: int
+    of_seeds: int
     difference: float
     standard_error: float | None
     p: float | None
@@ -95,8 +97,12 @@ def compare(rewards: Mapping[str, Sequence[float | None]]) -> list[Comparison]:
         mean = float(d.mean())
         ahead, behind = (a, b) if mean >= 0 else (b, a)
         error = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else None
+        p, size = p_values.get(i), abs(mean)
         smallest = None if error is None else _detectable(error, len(d), len(pairs))
-        found.append(Comparison(ahead, behind, len(d), abs(mean), error, p_values.get(i), smallest))
+        if smallest is not None and p is not None and p > ALPHA:
+            smallest = max(smallest, size)
+        total = len(rewards[a])
+        found.append(Comparison(ahead, behind, len(d), total, size, error, p, smallest))
     return sorted(found, key=lambda c: (2.0 if c.p is None else c.p, -c.difference))
 
 
@@ -192,15 +198,13 @@ def verdict(
     spoken of in points, which are hundredths.
     """
     comparisons = compare(rewards)
-    standings = [
-        Standing(name, len(rewards[name]), _mean(rewards[name]), _mean(validations[name]))
-        for name in rewards
-    ]
+    standings = [_stand(name, rewards[name], validations[name]) for name in rewards]
     standings.sort(key=lambda s: -math.inf if s.reward is None else s.reward, reverse=True)
     sentences = [f"{describe(c, minutes)}." for c in comparisons]
     opening, is_enough = _opening(rewards, comparisons, measure)
     return {
         "text": " ".join([opening, *sentences]) if is_enough else opening,
+        "opening": opening,
         "measure": measure,
         "alpha": ALPHA,
         "pairs": [
@@ -213,9 +217,19 @@ def verdict(
     }
 
 
+def _stand(
+    name: str, rewards: Sequence[float | None], validations: Sequence[float | None]
+) -> Standing:
+    """Means over the seeds that have a reward; where none has one, over all."""
+    both = [v for v, r in zip(validations, rewards, strict=True) if r is not None]
+    return Standing(name, len(rewards), _mean(rewards), _mean(both or validations))
+
+
 def describe(comparison: Comparison, minutes: float) -> str:
     """One comparison as a clause, without a full stop."""
     c = comparison
+    # Seeds without a reward for both are left out, and nobody should be left to guess so.
+    seeds = f"{c.seeds} seeds" if c.seeds == c.of_seeds else f"{c.seeds} of {c.of_seeds} seeds"
     if c.p is None or c.standard_error is None:
         return (
             f"{c.ahead} came out {_points(c.difference)} points over {c.behind}, in one seed: "
@@ -225,16 +239,15 @@ def describe(comparison: Comparison, minutes: float) -> str:
         return (
             f"{c.ahead} is ahead of {c.behind} by {_points(c.difference)} ± "
             f"{_points(c.standard_error)} points after {minutes:g} minutes (paired permutation "
-            f"test over {c.seeds} seeds, Holm-corrected p = {_p_text(c.p)})"
+            f"test over {seeds}, Holm-corrected p = {_p_text(c.p)})"
         )
     if c.detectable is None:
-        limit = f"with {c.seeds} seeds no difference, however large, can be told"
+        limit = f"with {seeds} no difference, however large, can be told"
     elif c.detectable == 0:
-        limit = f"no difference at all in {c.seeds} seeds"
+        limit = f"no difference at all in {seeds}"
     else:
-        # One that is larger and yet not resolved cannot be told either.
-        under = _points(max(c.detectable, c.difference))
-        limit = f"with these {c.seeds} seeds a difference under {under} points cannot be told"
+        under = _points(c.detectable)
+        limit = f"with these {seeds} a difference under {under} points cannot be told"
     return f"{c.ahead} and {c.behind} are not resolved: {limit}"
 
 

@@ -15,7 +15,7 @@ from scipy.stats import binom, norm
 
 from landscapes.synthetic import make_landscape
 from tests.helpers import search
-from tuner.verdict import ALPHA, POWER, compare, holm, seeds_needed, verdict
+from tuner.verdict import ALPHA, POWER, compare, describe, holm, seeds_needed, verdict
 
 p_lists = st.lists(st.integers(0, 1_000).map(lambda n: n / 1_000), min_size=1, max_size=6)
 
@@ -372,10 +372,10 @@ def test_standings_tell_the_reward_and_how_much_validation_flatters_it():
     assert (b["searcher"], a["searcher"], c["searcher"]) == ("b", "a", "c")
     assert (a["seeds"], b["seeds"]) == (3, 3)
     assert a["reward"] == pytest.approx(0.81)
-    assert a["best_validation"] == pytest.approx(0.85)
-    assert a["gap"] == pytest.approx(0.04)
+    assert a["best_validation"] == pytest.approx(0.84)  # over the seeds that have a reward
+    assert a["gap"] == pytest.approx(0.03)
     assert a["text"] == (
-        "a: test accuracy 0.8100 on average, 4.0 points under its best validation score, 0.8500"
+        "a: test accuracy 0.8100 on average, 3.0 points under its best validation score, 0.8400"
     )
     assert b["gap"] == pytest.approx(-0.01)
     assert b["text"].endswith("1.0 points over its best validation score, 0.9100")
@@ -474,3 +474,21 @@ def test_where_there_is_something_to_find_it_is_found(flat_rewards):
     small = flat_rewards[:200].copy()
     small[:, 2] += 0.001
     assert np.mean([bool(pairs) for pairs in resolved(small)]) < 0.5
+
+
+def test_seeds_that_are_left_out_are_named():
+    rewards = {"a": [0.9 + 0.001 * i for i in range(10)], "b": [0.5] * 8 + [None, None]}
+    (pair,) = compare(rewards)
+    assert (pair.seeds, pair.of_seeds) == (8, 10)
+    assert "over 8 of 10 seeds" in describe(pair, 10)
+
+
+def test_the_gap_is_taken_over_the_seeds_that_have_both():
+    found = verdict(
+        {"a": [0.8, None], "b": [0.7, 0.7]},
+        {"a": [0.9, 0.1], "b": [0.7, 0.7]},
+        measure="test accuracy",
+        minutes=1,
+    )
+    standing = next(s for s in found["standings"] if s["searcher"] == "a")
+    assert standing["gap"] == pytest.approx(0.1)

@@ -17,7 +17,7 @@ from tuner.page.film import Camera, Scene, Terrain, describe_terrain, film, surf
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
 from tuner.race import Race, Run, enter
 from tuner.reader import RunRow
-from tuner.report import Outcome, judge
+from tuner.report import Outcome, judge, worth
 from tuner.runner import Runner
 from tuner.searchers import SEARCHERS, make_searcher
 
@@ -109,7 +109,11 @@ class Demo:
         outcomes = [self._outcome(run, order.terrain) for run in runs]
         scenes = [_scene(run, outcome.value) for run, outcome in zip(runs, outcomes, strict=True)]
         send("more", camera.shoot(scenes))
-        settings = {"landscape": order.terrain.name, "budget_minutes": order.minutes}
+        settings = {
+            "landscape": order.terrain.name,
+            "measure": order.terrain.measure,
+            "budget_minutes": order.minutes,
+        }
         send("verdict", judge(settings, outcomes))
         send("end", {})
 
@@ -187,8 +191,8 @@ class Demo:
         return token
 
     def _outcome(self, run: Run, terrain: Terrain) -> Outcome:
-        history, best = run.scheduler.history, run.scheduler.history.best
-        value = None if best is None else terrain.value(best.config, run.row.seed)
+        history = run.scheduler.history
+        value = worth(terrain, history.best, run.row.seed)
         return Outcome(run.row, history, run.scheduler.budget.ledger, None, value)
 
 

@@ -31,8 +31,12 @@ class Terrain(Protocol):
     def card(self) -> Mapping[str, Any]:
         """Where it is from; `about` and `badge` are shown."""
 
-    def value(self, config: Config, replicate: int | None = None) -> float:
-        """The final score without noise; NaN where training breaks off."""
+    @property
+    def measure(self) -> str:
+        """What `value` is, in words."""
+
+    def value(self, config: Config, replicate: int | None = None) -> float | None:
+        """The final score without noise; NaN where training breaks off, None where unknown."""
 
     def optimum(self) -> tuple[Config, float]:
         """The best configuration that is known, and its value."""
@@ -60,8 +64,13 @@ def film(
     terrain: Terrain | None = None,
     verdict: Mapping[str, Any] | None = None,
     race: str | None = None,
+    badge: str = "real training",
+    score_name: str = "validation accuracy",
 ) -> dict[str, Any]:
-    """Everything that is known of a race; `mode` is demo, live or finished."""
+    """Everything that is known of a race; `mode` is demo, live or finished.
+
+    `badge` says what is searched where it is no landscape.
+    """
     first = scenes[0].row
     return {
         "mode": mode,
@@ -69,7 +78,8 @@ def film(
         "landscape": None if terrain is None else describe_terrain(terrain),
         "device": device,
         "unit": unit,
-        "score_name": "validation accuracy",
+        "badge": badge,
+        "score_name": score_name,
         "epochs": first.max_epochs,
         "budget": to_minutes(max(scene.row.budget_ns or 0 for scene in scenes)),
         "knobs": [{"name": name, **fields} for name, fields in first.space.to_json().items()],
@@ -87,6 +97,7 @@ def describe_terrain(terrain: Terrain) -> dict[str, Any]:
         "title": terrain.name.replace("_", " ").capitalize(),
         "about": str(terrain.card.get("about", "")),
         "badge": str(terrain.card.get("badge", "")),
+        "measure": terrain.measure,
         "optimum": {"config": dict(config), "value": value},
     }
 
@@ -186,9 +197,9 @@ class Slice:
         # With a single knob x and y are the same, and the rows are alike.
         return [{**self.held, self.y: y, self.x: x} for y in self.ys for x in self.xs]
 
-    def rows(self, values: Iterable[float]) -> list[list[float | None]]:
+    def rows(self, values: Iterable[float | None]) -> list[list[float | None]]:
         """A value for each of `configs` as rows for JSON: NaN is null, five digits are enough."""
-        flat = [None if v != v else float(f"{v:.5g}") for v in values]
+        flat = [None if v is None or v != v else float(f"{v:.5g}") for v in values]
         width = len(self.xs)
         return [flat[i : i + width] for i in range(0, len(flat), width)]
 

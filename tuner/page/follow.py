@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,12 @@ from tuner.reader import Snapshot, study_mark
 from tuner.trial import History
 
 _LOOK_EVERY_S = 0.5
+_UNFINISHED = {
+    "text": "This race is not finished: nothing is said about who is ahead.",
+    "opening": "This race is not finished: nothing is said about who is ahead.",
+    "pairs": [],
+    "standings": [],
+}
 
 
 class Follow:
@@ -45,13 +53,13 @@ class Follow:
                 seen = mark
                 scenes, summary = self._look()
                 if is_first:
-                    send("film", {**self.film(), "mode": "finished" if summary else "live"})
+                    send("film", self.film())
                     camera.shoot(scenes)
                     is_first = False
                 else:
                     send("more", camera.shoot(scenes))
-                if summary:
-                    send("verdict", summary.get("verdict"))
+                if summary or not self._is_driven():
+                    send("verdict", summary.get("verdict", _UNFINISHED))
                     send("end", {})
                     return
             time.sleep(_LOOK_EVERY_S)
@@ -60,15 +68,19 @@ class Follow:
         """Everything that is known by now."""
         scenes, summary = self._look()
         request = self._request
+        is_over = bool(summary) or not self._is_driven()
+        is_own = not (request.get("data") or request.get("landscape"))
         return film(
-            "finished" if summary else "live",
+            "finished" if is_over else "live",
             self._folder.name,
             scenes,
             device=str(summary.get("device") or request.get("device")),
             unit=str(summary.get("unit") or _unit(request)),
             terrain=self._terrain,
-            verdict=summary.get("verdict"),
+            verdict=summary.get("verdict", _UNFINISHED if is_over else None),
             race="study",
+            badge="a study" if is_own else "real training",
+            score_name="score" if is_own else "validation accuracy",
         )
 
     def surface(self, query: Query) -> dict[str, Any]:
@@ -97,6 +109,19 @@ class Follow:
         if best is not None:
             return dict(best.config)
         return {name: domain.from_unit(0.5) for name, domain in scene.row.space.items()}
+
+    def _is_driven(self) -> bool:
+        """Whether the process that the study's lock names is there; the lock is left alone."""
+        try:
+            holder = json.loads(self._path.with_name(self._path.name + ".lock").read_text())
+            if holder["host"] != socket.gethostname():
+                return True  # nobody here can know
+            os.kill(int(holder["pid"]), 0)
+        except PermissionError:
+            return True  # somebody else's, and there
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return True
 
     def _mark(self) -> tuple[int, ...]:
         """Changes when the study or its summary does."""

@@ -49,7 +49,7 @@ def write_report(
     others = _others(scenes, terrain)
     seed = min(scene.row.seed for scene in scenes)
     shown = [scene for scene in scenes if scene.row.seed == seed]
-    content["beliefs"] = [found for scene in shown for found in _beliefs(scene, *pair, others)]
+    content["beliefs"] = [found for s in shown for found in _beliefs(s, *pair, others) if pairs]
     write_atomically(path, page_with(content))
 
 
@@ -72,7 +72,7 @@ def page_with(content: dict[str, Any]) -> str:
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page = page.replace("<head>", f"<head>\n{meta}", 1)
     # Text in JSON can close no element: every < in it is written as an escape.
-    data = json.dumps(content).replace("<", "\\u003c")
+    data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
     end = f'<script type="application/json" id="film-data">{data}</script>\n'
     end += "".join(f"<script>{script}</script>\n" for script in scripts)
     head, _, tail = page.rpartition("</body>")
@@ -85,6 +85,8 @@ def _digest(script: str) -> str:
 
 def _pairs(space: SearchSpace, first: tuple[str, str]) -> list[tuple[str, str]]:
     names = list(space)
+    if len(names) == 1:
+        return []  # one knob makes no map
     others = [(x, y) for i, x in enumerate(names) for y in names[i + 1 :]]
     rest = [pair for pair in others if set(pair) != set(first)]
     return [first, *rest][:_MOST_PAIRS]

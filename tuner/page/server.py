@@ -75,7 +75,8 @@ class Guard:
             return _error(421, "This server answers to its own address only.")
         if scope["method"] not in ("GET", "HEAD"):
             return _error(405, "GET and HEAD only.")
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        is_link = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not is_link:
             return _error(403, "Another site asked for this.")
         return None
 
@@ -152,6 +153,9 @@ async def _stream(
             source.play(query, lambda name, data: put(_frame(name, data)), gone.is_set)
         except (ValueError, LookupError) as error:
             put(_frame("problem", {"text": str(error)}))
+        except Exception as error:  # nobody else would ever hear of it
+            put(_frame("problem", {"text": f"This went wrong: {type(error).__name__}: {error}"}))
+            raise
         finally:
             put(None)
             places.release()
@@ -175,7 +179,8 @@ async def _single(name: str, data: dict[str, Any]) -> AsyncIterator[str]:
 
 
 def _frame(name: str, data: Any) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"  # JSON has no line breaks of its own
+    text = json.dumps(data, allow_nan=False)  # which has no line breaks of its own
+    return f"event: {name}\ndata: {text}\n\n"
 
 
 def _error(status: int, text: str) -> Response:

@@ -6,6 +6,7 @@ Notation: n data, d knobs, b starting points of a local search. All tensors are 
 from __future__ import annotations
 
 import itertools
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ Real learning-rate landscapes end in a cliff, and a Gaussian process that is sho
 itself on it. What lies well below the median is all equally uninteresting, and is shown as equal.
 """
 
+_ALONE = threading.RLock()
 _FIT_ERRORS = (
     ModelFittingError,
     OptimizationGradientError,
@@ -370,6 +372,7 @@ def _quiet_and_alone(seed: int) -> Iterator[None]:
     The matrices are small: more threads would cost more than they give, and the cores belong to
     whoever is training.
     """
+    _ALONE.acquire()  # what follows is the whole process's
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -380,3 +383,4 @@ def _quiet_and_alone(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+        _ALONE.release()

@@ -1,6 +1,10 @@
 """A study followed while it is written: never locked, never read half."""
 
+import json
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -40,6 +44,35 @@ def test_a_snapshot_holds_what_was_committed_and_no_more(store, tmp_path):
     (row,) = snapshot.runs()
     assert [t.score for t in snapshot.trials(row)] == [0.25]
     snapshot.close()
+
+
+def test_a_large_open_transaction_does_not_reach_the_file(store, tmp_path):
+    history = store.history(store.runs()[0])
+    for _ in range(50):
+        add_trial(store, history, 0.5)
+    store.commit(force=True)
+    size = (tmp_path / "study.sqlite").stat().st_size
+    for _ in range(8_000):  # far more than the cache of a SQLite that spills would hold
+        add_trial(store, history, 0.25)
+    assert (tmp_path / "study.sqlite").stat().st_size == size
+    snapshot = Snapshot(tmp_path / "study.sqlite")
+    assert len(snapshot.trials(snapshot.runs()[0])) == 50
+    snapshot.close()
+
+
+def test_a_study_whose_driver_is_gone_is_not_called_live(store, tmp_path):
+    add_trial(store, store.history(store.runs()[0]), 0.5)
+    store.commit(force=True)
+    lock = tmp_path / "study.sqlite.lock"
+    assert Follow(tmp_path).film()["mode"] == "live"  # this very process holds it
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()  # a process that there is no more
+    lock.write_text(json.dumps({"pid": child.pid, "host": socket.gethostname()}))
+    sent = []
+    Follow(tmp_path).play({}, lambda name, data: sent.append((name, data)), lambda: False)
+    assert [name for name, _ in sent] == ["film", "verdict", "end"]
+    assert sent[0][1]["mode"] == "finished"
+    assert "not finished" in sent[1][1]["text"]
 
 
 def test_reading_takes_no_lock_while_another_holds_the_strictest(store, tmp_path):

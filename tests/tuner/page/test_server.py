@@ -78,6 +78,15 @@ def test_what_another_site_caused_is_refused(client):
         assert client.get("/catalog", headers={"sec-fetch-site": site}).status_code == status
 
 
+def test_a_link_from_another_site_opens_the_page_and_nothing_else(client):
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    for path in ("/catalog", "/events?landscape=bumpy", "/plotly.js"):
+        assert client.get(path, headers=link).status_code == 403
+    embedded = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert client.get("/", headers=embedded).status_code == 403
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -46,7 +46,10 @@ const Outcome = (() => {
       item.append(
         span("key", ""),
         span("name", group.name),
-        span("score", scores.length > 0 ? Film.scoreText(Film.quantile(scores, 0.5)) : "—"),
+        // A median over the seeds that have begun would be another quantity than the chart's.
+        span("score", scores.length === group.entries.length
+          ? Film.scoreText(Film.quantile(scores, 0.5))
+          : `${scores.length} of ${group.entries.length} begun`),
       );
       return item;
     }));
@@ -61,12 +64,13 @@ const Outcome = (() => {
 
   function drawVerdict({ film, isOver }) {
     const verdict = isOver ? film.verdict : { text: "The race is still running.", pairs: [] };
-    setText(byId("verdict"), verdict?.text ?? "");
+    setText(byId("verdict"), verdict?.opening ?? verdict?.text ?? "");
     byId("verdict").classList.toggle("pending", !isOver);
-    byId("verdict-pairs").replaceChildren(...(verdict?.pairs ?? []).map((pair) => {
+    const lines = [...(verdict?.pairs ?? []), ...(verdict?.standings ?? [])];
+    byId("verdict-pairs").replaceChildren(...lines.map((line) => {
       const item = document.createElement("li");
-      item.className = pair.resolved ? "resolved" : "unresolved";
-      item.textContent = pair.text;
+      item.className = line.resolved ? "resolved" : "unresolved";
+      item.textContent = line.text;
       return item;
     }));
   }
@@ -87,16 +91,16 @@ const Outcome = (() => {
       Film.scoreText(incumbent?.score ?? null),
       incumbent === null ? "—" : Film.configText(film.knobs, incumbent.trial.config),
       spent.total.toFixed(1),
-      isOver ? finalText(run) : "—",
+      isOver ? finalText(run, film.landscape) : "—",
     ];
     for (const text of cells) element.insertCell().textContent = text;
     return element;
   }
 
-  function finalText({ test_score: testScore, value }) {
+  function finalText({ test_score: testScore, value }, landscape) {
     const known = [];
     if (testScore !== null) known.push(`${Film.scoreText(testScore)} on test`);
-    if (value !== null) known.push(`${Film.scoreText(value)} without noise`);
+    if (value !== null) known.push(`${Film.scoreText(value)} ${landscape?.measure ?? ""}`);
     return known.join(", ") || "—";
   }
 

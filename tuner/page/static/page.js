@@ -131,7 +131,7 @@
     byId("race-title").hidden = false;
     byId("race-name").textContent = title;
     byId("race-about").textContent = landscape?.about ?? "";
-    byId("race-badge").textContent = landscape?.badge ?? "real training";
+    byId("race-badge").textContent = landscape?.badge ?? film.badge;
     byId("reveal-control").hidden = landscape === null;
     byId("no-landscape").hidden = landscape !== null;
     setTagline(Film.searchers(film).length);

@@ -1,0 +1,57 @@
+"""What an incumbent is worth, and that no file ever holds what is no JSON."""
+
+import json
+import math
+
+from tests.helpers import search
+from tuner.budget import to_ns
+from tuner.reader import RunRow
+from tuner.report import Outcome, main_knobs, worth, write_files
+
+
+class Landscape:
+    """Says the same of every configuration."""
+
+    def __init__(self, says):
+        self._says = says
+
+    def value(self, config, replicate):
+        return self._says
+
+
+def test_an_incumbent_is_worth_what_it_gives_when_it_is_trained_again():
+    scheduler = search(make_smooth(), budget_ns=to_ns(5))
+    scheduler.run()
+    best = scheduler.history.best
+    assert worth(Landscape(0.83), best, 0) == 0.83
+    assert worth(Landscape(math.nan), best, 0) == 0.0  # it breaks off: a user would get nothing
+    assert worth(Landscape(0.83), None, 0) == 0.0  # nothing was found
+    assert worth(Landscape(None), best, 0) is None  # nobody can know
+
+
+def make_smooth():
+    from landscapes.synthetic import make_landscape
+
+    return make_landscape("smooth", 3)
+
+
+def test_the_files_of_a_race_without_a_single_score_are_json(tmp_path):
+    smooth = make_smooth()
+    row = RunRow(1, "random", 0, smooth.space, 12, to_ns(5), 0, None, None)
+    scheduler = search(smooth, budget_ns=to_ns(5))  # never run
+    outcome = Outcome(row, scheduler.history, scheduler.budget.ledger, None, None)
+    settings = {"landscape": "smooth", "measure": "noise-free accuracy", "budget_minutes": 5.0}
+    write_files(tmp_path, settings, [outcome])
+    text = (tmp_path / "summary.json").read_text()
+    json.loads(text, parse_constant=lambda name: 1 / 0)  # NaN and Infinity would raise
+
+
+def test_the_main_knobs_are_those_that_scores_depend_on():
+    from landscapes.synthetic import make_landscape
+
+    ridge = make_landscape("ridge", 4)
+    scheduler = search(ridge, budget_ns=to_ns(200))
+    scheduler.run()
+    row = RunRow(1, "random", 0, ridge.space, 12, to_ns(200), 0, None, None)
+    outcome = Outcome(row, scheduler.history, scheduler.budget.ledger, None, None)
+    assert main_knobs([outcome])[0] == "learning_rate"
