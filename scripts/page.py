@@ -50,6 +50,8 @@ def main(
         from tuner.page.server import make_app
 
         source = _demo() if folder is None else _study(folder)
+        if folder is not None:
+            os.nice(10)  # the study may be training
         listener = _listen(port)
     port = listener.getsockname()[1]
     if with_parent:
@@ -115,8 +117,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _end_with_parent() -> None:
-    """End with the process that started this one, and stay out of its way until then."""
-    os.nice(10)
+    """End with the process that started this one."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -113,8 +113,8 @@ def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
     return {
         **{key: settings.get(key) for key in keys},
         "runs": [run_summary(outcome) for outcome in outcomes],
-        "progress": race_progress(lines_of(outcomes), settings["budget_minutes"]),
-        "verdict": judge(settings, outcomes),
+        "progress": (progress := race_progress(lines_of(outcomes), settings["budget_minutes"])),
+        "verdict": judge(settings, outcomes, progress),
     }
 
 
@@ -154,17 +154,32 @@ def worth(landscape: Judge, incumbent: Trial | None, seed: int) -> float | None:
     return 0.0 if value is not None and math.isnan(value) else value
 
 
-def judge(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The verdict on a race, by what a user would get of each run."""
+def judge(
+    settings: dict[str, Any], outcomes: Sequence[Outcome], progress: dict[str, Any]
+) -> dict[str, Any]:
+    """The verdict on a race, by what a user would get of each run; how soon is said beside it."""
     is_replay = settings.get("landscape") is not None
     groups = by_searcher(outcomes)
     best = {name: [o.history.best for o in group] for name, group in groups.items()}
-    return verdict(
+    found = verdict(
         {n: [o.value if is_replay else o.test_score for o in g] for n, g in groups.items()},
         {name: [None if t is None else t.score for t in trials] for name, trials in best.items()},
         measure=settings["measure"],
         minutes=settings["budget_minutes"],
     )
+    for standing in found["standings"]:
+        standing["text"] += how_soon(progress, standing["searcher"])
+    return found
+
+
+def how_soon(progress: dict[str, Any], searcher: str) -> str:
+    """Minutes to the common target and mean rank, as the end of a sentence; empty for neither."""
+    target, one = progress["target"], progress["searchers"][searcher]
+    if target is None or len(progress["searchers"]) < 2:
+        return ""
+    minutes = one["minutes_to_target"]
+    when = "never" if minutes is None else f"after {minutes:.1f} minutes"
+    return f"; at {target:.4f} {when} (median), mean rank {one['mean_rank'][-1]:.2f} at the end"
 
 
 def winner(outcomes: Sequence[Outcome]) -> tuple[Outcome, Trial] | None:

@@ -259,7 +259,7 @@ def _opening(
     if not pairs:
         return "One searcher alone: there is nothing to compare it with.", False
     if not comparisons:
-        return f"No two runs have a {measure}: nothing can be concluded.", False
+        return f"No two runs have a known {measure}: nothing can be concluded.", False
     enough = seeds_needed(pairs)
     seeds = max(c.seeds for c in comparisons)
     if seeds < enough:
@@ -274,7 +274,7 @@ def _opening(
 
 def _standing(standing: Standing, measure: str) -> str:
     if standing.reward is None:
-        return f"{standing.searcher} has no {measure}"
+        return f"{standing.searcher} has no known {measure}"
     text = f"{standing.searcher}: {measure} {standing.reward:.4f} on average"
     if standing.gap is None or standing.best_validation is None:
         return text

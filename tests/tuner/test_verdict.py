@@ -356,11 +356,11 @@ def test_small_and_large_numbers_are_legible():
 
 def test_without_rewards_nothing_is_concluded():
     found = words({"a": [None, None], "b": [0.5, 0.6]})
-    assert found["text"] == "No two runs have a test accuracy: nothing can be concluded."
+    assert found["text"] == "No two runs have a known test accuracy: nothing can be concluded."
     assert found["pairs"] == []
     assert [s["searcher"] for s in found["standings"]] == ["b", "a"]
     assert found["standings"][1]["reward"] is None
-    assert found["standings"][1]["text"] == "a has no test accuracy"
+    assert found["standings"][1]["text"] == "a has no known test accuracy"
 
 
 def test_standings_tell_the_reward_and_how_much_validation_flatters_it():

@@ -15,9 +15,10 @@ from tuner.naming import pick
 from tuner.page.belief import belief
 from tuner.page.film import Camera, Scene, Terrain, describe_terrain, film, surface
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
+from tuner.progress import race_progress
 from tuner.race import Race, Run, enter
 from tuner.reader import RunRow
-from tuner.report import Outcome, judge, worth
+from tuner.report import Outcome, judge, lines_of, worth
 from tuner.runner import Runner
 from tuner.searchers import SEARCHERS, make_searcher
 
@@ -114,7 +115,7 @@ class Demo:
             "measure": order.terrain.measure,
             "budget_minutes": order.minutes,
         }
-        send("verdict", judge(settings, outcomes))
+        send("verdict", judge(settings, outcomes, race_progress(lines_of(outcomes), order.minutes)))
         send("end", {})
 
     def surface(self, query: Query) -> dict[str, Any]:
