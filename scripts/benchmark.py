@@ -22,6 +22,7 @@ from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape, ridge_at
+from scripts.errors import plain_errors
 from scripts.workers import count_cores, describe_machine
 from tuner.budget import to_ns
 from tuner.files import write_atomically
@@ -223,6 +224,11 @@ def replay(
     The races are those of `tune.py` on the same data, knobs and epochs. Each of their runs is
     replayed with the same searcher, seed and training minutes.
     """
+    with plain_errors("benchmark"):
+        _compare_with_replay(runs, landscape, out)
+
+
+def _compare_with_replay(runs: list[Path], landscape: str, out: Path) -> None:
     from scipy.stats import kendalltau, spearmanr
 
     from tuner.reader import Snapshot
@@ -235,8 +241,7 @@ def replay(
         snapshot = Snapshot(folder / "study.sqlite")
         for row in snapshot.runs():
             if row.space != terrain.space or row.max_epochs != terrain.epochs:
-                console.print(f"benchmark: {folder} is of other knobs or epochs than {landscape}")
-                raise typer.Exit(2)
+                raise ValueError(f"{folder} is of other knobs or epochs than {landscape}")
             trials = snapshot.trials(row)
             trained = sum(t.device_ns for t in trials) / 6e10
             best = max((t.score for t in trials if t.score is not None), default=float("nan"))
