@@ -135,7 +135,7 @@ def closing_table(summary: dict[str, Any]) -> Table:
 
     A row a run, or, with several seeds, a row a searcher with means over its seeds.
     """
-    measure = "noise-free" if summary["landscape"] else "test"
+    measure = "value" if summary["landscape"] else "test"
     seeds = len({run["seed"] for run in summary["runs"]})
     return _searcher_table(summary, measure) if seeds > 1 else _run_table(summary, measure)
 
