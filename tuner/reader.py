@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
 SCHEMA_VERSION = 1
 
-_PATIENCE_S = 2.0
-_STILL_S = 0.05  # far longer than a commit takes to write its pages
+_PATIENCE_S = 5.0
+_QUIET_NS = 20_000_000
 
 _SUM_CHARGES = (
     f"SELECT {', '.join(f'COALESCE(SUM({k.value}), 0)' for k in Kind)} "  # noqa: S608, an enum's names
@@ -116,24 +117,31 @@ class Snapshot(StudyReader):
     """A study as it was a moment ago, read from a copy of its file.
 
     SQLite's own readers lock the file, and a driver that wants to commit waits for them. Here no
-    lock is taken: the bytes are copied, and the copy counts if nothing was being written, by the
-    file's change counter and the length of its journal, while it was made.
+    lock is taken: the file and its journal are copied at a moment at which nobody was writing
+    them, and SQLite rolls back in the copy what was not committed, be it of a driver that is at
+    work or of one that was killed.
 
     Raises ValueError where there is no study, or none that can be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        try:
-            self._db.deserialize(_still_copy(path))
-            self._check()
-        except (sqlite3.Error, OverflowError) as error:
-            self._db.close()
-            raise ValueError(f"{path} is damaged or is no study: {error}") from error
-        except ValueError:
-            self._db.close()
-            raise
+        data, journal = _still_copy(path)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, path.name)
+            copy.write_bytes(data)
+            _journal(copy).write_bytes(journal)
+            self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            try:
+                with closing(sqlite3.connect(copy)) as source:
+                    source.backup(self._db)
+                self._check()
+            except sqlite3.Error as error:
+                self._db.close()
+                raise ValueError(f"{path} is damaged or is no study: {error}") from error
+            except ValueError:
+                self._db.close()
+                raise
 
     def close(self) -> None:
         """Let go of the copy."""
@@ -148,24 +156,35 @@ def study_mark(path: Path) -> tuple[int, ...]:
             head = file.read(28)
     except OSError as error:
         raise ValueError(f"there is no study at {path}") from error
-    return stat.st_size, stat.st_mtime_ns, int.from_bytes(head[24:28], "big")
+    return stat.st_size, stat.st_mtime_ns, int.from_bytes(head[24:28], "big")  # of commits
 
 
-def _still_copy(path: Path) -> bytes:
-    """The file's bytes at a moment at which nobody was writing them."""
-    journal = path.with_name(path.name + "-journal")
+def _journal(path: Path) -> Path:
+    return path.with_name(path.name + "-journal")
+
+
+def _still_copy(path: Path) -> tuple[bytes, bytes]:
+    """The file's and its journal's bytes at a moment at which nobody was writing them."""
     until = time.monotonic() + _PATIENCE_S
-    while True:
-        before = study_mark(path)
-        data = path.read_bytes()
-        open_transaction = journal.exists() and journal.stat().st_size > 0
-        if open_transaction:
-            # Pages go into the file at the commit alone, and quickly: it is still if it stays so.
-            time.sleep(_STILL_S)
-        if study_mark(path) == before and (not open_transaction or path.read_bytes() == data):
-            return data
-        if time.monotonic() > until:
-            raise ValueError(f"{path} is being written all the time; try again later")
+    while time.monotonic() < until:
+        before = _marks(path)
+        # Times on disk are coarse: what was written just now could be written again unseen.
+        if time.time_ns() - max(before[1], before[-1]) > _QUIET_NS:
+            data = path.read_bytes()
+            journal = _journal(path).read_bytes() if before[3] else b""
+            if _marks(path) == before:
+                return data, journal
+        time.sleep(_QUIET_NS / 1e9)
+    raise ValueError(f"{path} is being written all the time; try again later")
+
+
+def _marks(path: Path) -> tuple[int, ...]:
+    """The marks of a study's file, and the journal's size and time."""
+    try:
+        journal = _journal(path).stat()
+    except OSError:
+        return (*study_mark(path), 0, 0)
+    return (*study_mark(path), journal.st_size, journal.st_mtime_ns)
 
 
 def _trial_of(row: tuple[Any, ...], curve: tuple[Observation, ...]) -> Trial:

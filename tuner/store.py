@@ -84,8 +84,6 @@ class Store(StudyReader):
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA trusted_schema = OFF")
-            # Pages go into the file at a commit and at no other time: see `Snapshot`.
-            self._db.execute("PRAGMA cache_spill = OFF")
             if create:
                 self._db.execute("BEGIN")
                 for statement in _SCHEMA.split(";")[:-1]:

@@ -52,7 +52,7 @@ def start(*arguments):
 
 
 def read(folder, query):
-    db = sqlite3.connect(f"file:{folder / 'study.sqlite'}?mode=ro", uri=True, timeout=20)
+    db = sqlite3.connect(f"file:{folder / 'study.sqlite'}?mode=rw", uri=True, timeout=20)
     try:
         return db.execute(query).fetchall()
     finally:
