@@ -21,6 +21,7 @@ class Landscape(Protocol):
         space: the knobs it knows.
         epochs: the full length of a training.
         measure: what `value` is, in words.
+        caveat: what must be known of it; empty for nothing.
         card: where it is from. `about` says in a sentence what it is, `badge` in a few words
             whether it is a formula or was recorded, on which device and when.
     """
@@ -40,6 +41,10 @@ class Landscape(Protocol):
     @property
     def measure(self) -> str:
         """What `value` is, in words."""
+
+    @property
+    def caveat(self) -> str:
+        """What must be known of it."""
 
     @property
     def card(self) -> Mapping[str, Any]:

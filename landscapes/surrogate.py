@@ -43,6 +43,7 @@ class Surrogate:
     space = SPACE
     epochs = EPOCHS
     measure = "predicted accuracy"
+    caveat = "which was not measured"
 
     def __init__(self, name: str, session: Any, sha256: str) -> None:
         self.name, self._session = name, session

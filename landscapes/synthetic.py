@@ -74,6 +74,7 @@ class Synthetic:
     rate: Callable[[NDArray[np.float64]], float] = lambda u: 1.5 + 4.0 * float(u[0])
     noise: float = 0.002
     measure: str = "noise-free accuracy"
+    caveat: str = ""
     epochs: int = 12
     base_seconds: float = 6.5
     dearer: float = 0.3

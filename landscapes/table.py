@@ -108,8 +108,13 @@ class Table:
 
     @property
     def measure(self) -> str:
-        """What `value` is: an estimate, whose noise all seeds of a race share."""
-        return "accuracy in other trainings on record (the same for all seeds)"
+        """What `value` is: an estimate."""
+        return "accuracy in another training"
+
+    @property
+    def caveat(self) -> str:
+        """Other trainings are few, and seeds do not draw them anew."""
+        return "of this one recording, whose noise all seeds share"
 
     def value(self, config: Config, replicate: int | None = None) -> float | None:
         """The mean final score over the replicates, as near to noise-free as the record goes.

@@ -181,6 +181,7 @@ def _finish(
         "slots": track.slots,
         "landscape": track.landscape.name if track.landscape else None,
         "measure": track.landscape.measure if track.landscape else TEST_ACCURACY,
+        "caveat": track.landscape.caveat if track.landscape else "",
     }
     content = write_files(folder, settings, outcomes)
     from tuner.plots import draw_race

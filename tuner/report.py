@@ -165,6 +165,7 @@ def judge(
         {n: [o.value if is_replay else o.test_score for o in g] for n, g in groups.items()},
         {name: [None if t is None else t.score for t in trials] for name, trials in best.items()},
         measure=settings["measure"],
+        caveat=settings.get("caveat", ""),
         minutes=settings["budget_minutes"],
     )
     for standing in found["standings"]:

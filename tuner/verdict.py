@@ -191,21 +191,25 @@ def verdict(
     *,
     measure: str,
     minutes: float,
+    caveat: str = "",
 ) -> dict[str, Any]:
     """The content of `verdict` in summary.json: text, pairs, and each searcher's means.
 
-    `measure` says what the rewards are, such as `test accuracy`; rewards are fractions, and are
-    spoken of in points, which are hundredths.
+    `measure` says what the rewards are, such as `test accuracy`, and `caveat` what must be known
+    of them; rewards are fractions, and are spoken of in points, which are hundredths.
     """
     comparisons = compare(rewards)
     standings = [_stand(name, rewards[name], validations[name]) for name in rewards]
     standings.sort(key=lambda s: -math.inf if s.reward is None else s.reward, reverse=True)
     sentences = [f"{describe(c, minutes)}." for c in comparisons]
-    opening, is_enough = _opening(rewards, comparisons, measure)
+    named = f"{measure}, {caveat}" if caveat else measure
+    opening, is_enough = _opening(rewards, comparisons, named)
     return {
         "text": " ".join([opening, *sentences]) if is_enough else opening,
-        "opening": opening,
+        # For where a sentence is all that is read: the clearest pair, or why there is none.
+        "headline": sentences[0] if is_enough else opening,
         "measure": measure,
+        "caveat": caveat,
         "alpha": ALPHA,
         "pairs": [
             {**asdict(c), "resolved": c.is_resolved, "text": s}

@@ -113,6 +113,7 @@ class Demo:
         settings = {
             "landscape": order.terrain.name,
             "measure": order.terrain.measure,
+            "caveat": order.terrain.caveat,
             "budget_minutes": order.minutes,
         }
         send("verdict", judge(settings, outcomes, race_progress(lines_of(outcomes), order.minutes)))

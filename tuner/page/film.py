@@ -35,6 +35,10 @@ class Terrain(Protocol):
     def measure(self) -> str:
         """What `value` is, in words."""
 
+    @property
+    def caveat(self) -> str:
+        """What must be known of it; empty for nothing."""
+
     def value(self, config: Config, replicate: int | None = None) -> float | None:
         """The final score without noise; NaN where training breaks off, None where unknown."""
 

@@ -20,7 +20,7 @@ from tuner.trial import History
 _LOOK_EVERY_S = 0.5
 _UNFINISHED = {
     "text": "This race is not finished: nothing is said about who is ahead.",
-    "opening": "This race is not finished: nothing is said about who is ahead.",
+    "headline": "This race is not finished: nothing is said about who is ahead.",
     "pairs": [],
     "standings": [],
 }

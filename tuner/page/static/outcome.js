@@ -64,10 +64,17 @@ const Outcome = (() => {
 
   function drawVerdict({ film, isOver }) {
     const verdict = isOver ? film.verdict : { text: "The race is still running.", pairs: [] };
-    setText(byId("verdict"), verdict?.opening ?? verdict?.text ?? "");
+    const headline = verdict?.headline ?? verdict?.text ?? "";
+    setText(byId("verdict"), headline);
     byId("verdict").classList.toggle("pending", !isOver);
-    const lines = [...(verdict?.pairs ?? []), ...(verdict?.standings ?? [])];
-    byId("verdict-pairs").replaceChildren(...lines.map((line) => {
+    list("verdict-pairs", (verdict?.pairs ?? []).filter(({ text }) => text !== headline));
+    list("standings", verdict?.standings ?? []);
+    const caveat = verdict?.caveat ? `, ${verdict.caveat}` : "";
+    setText(byId("measure"), verdict?.measure ? `Compared by ${verdict.measure}${caveat}.` : "");
+  }
+
+  function list(id, lines) {
+    byId(id).replaceChildren(...lines.map((line) => {
       const item = document.createElement("li");
       item.className = line.resolved ? "resolved" : "unresolved";
       item.textContent = line.text;
