@@ -359,7 +359,7 @@ const Figures = (() => {
 
   const levelNote = (top, theme) => ({
     xref: "paper", x: 0, xanchor: "left", y: top, yanchor: "bottom", showarrow: false,
-    text: `the best known, without noise: ${Film.scoreText(top)}`, font: { color: theme.muted, size: 11 },
+    text: `the best known: ${Film.scoreText(top)}`, font: { color: theme.muted, size: 11 },
   });
 
   return { CONFIG, VIRIDIS, CIVIDIS, colourOf, panel, pixel, chart };
