@@ -49,7 +49,7 @@ RULE = {
     False: "Shepard: the 2 d + 4 nearest settings by distance in the unit cube to the power -(d+1)",
 }
 
-# What np.load and its zip archives raise on damaged files; RuntimeError has NotImplementedError.
+# What reading a damaged file may raise, np.load and its zip archives included.
 _READ_ERRORS = (
     *(OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),

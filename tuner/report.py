@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from tuner.budget import Costs, to_minutes
 from tuner.files import write_atomically
 from tuner.progress import Line, race_progress
 from tuner.reader import RunRow
-from tuner.space import Config
+from tuner.terrain import Terrain
 from tuner.trial import HistoryView, Trial, TrialState
 from tuner.verdict import verdict
 
@@ -136,21 +136,14 @@ def lines_of(outcomes: Sequence[Outcome]) -> dict[str, list[Line]]:
 TEST_ACCURACY = "test accuracy"
 
 
-class Judge(Protocol):
-    """What can say what a configuration is worth: a landscape."""
-
-    def value(self, config: Config, replicate: int) -> float | None:
-        """Its final score without what `replicate` was shown of it."""
-
-
-def worth(landscape: Judge, incumbent: Trial | None, seed: int) -> float | None:
+def worth(terrain: Terrain, incumbent: Trial | None, seed: int) -> float | None:
     """What a user would get of a run's incumbent on a landscape; None where nobody can know.
 
     Nothing found, and a training that breaks off when it is done again, are worth 0.
     """
     if incumbent is None:
         return 0.0
-    value = landscape.value(incumbent.config, seed)
+    value = terrain.value(incumbent.config, seed)
     return 0.0 if value is not None and math.isnan(value) else value
 
 

@@ -83,7 +83,7 @@ def compare(rewards: Mapping[str, Sequence[float | None]]) -> list[Comparison]:
     """All pairs of searchers, the most clearly different first.
 
     `rewards` holds, for each searcher, one reward a seed, in the same order of seeds for all; None
-    where a run found nothing.
+    where nobody knows it.
     """
     pairs = list(itertools.combinations(rewards, 2))
     differences = [_differences(rewards[a], rewards[b]) for a, b in pairs]

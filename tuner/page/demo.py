@@ -13,7 +13,7 @@ from typing import Any
 from tuner.budget import Kind, to_minutes, to_ns
 from tuner.naming import pick
 from tuner.page.belief import belief
-from tuner.page.film import Camera, Scene, Terrain, describe_terrain, film, surface
+from tuner.page.film import Camera, Scene, describe_terrain, film, surface
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
 from tuner.progress import race_progress
 from tuner.race import Race, Run, enter
@@ -21,6 +21,7 @@ from tuner.reader import RunRow
 from tuner.report import Outcome, judge, lines_of, worth
 from tuner.runner import Runner
 from tuner.searchers import SEARCHERS, make_searcher
+from tuner.terrain import Terrain
 
 _TRIALS = 40  # that the budget buys, unless another is asked for
 _MOST_TRIALS = 150

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from tuner.budget import Costs, to_minutes
 from tuner.reader import RunRow
 from tuner.space import Choice, Config, SearchSpace
+from tuner.terrain import Terrain
 from tuner.trial import History, HistoryView, Trial, TrialState
-
-
-class Terrain(Protocol):
-    """What the page needs of a landscape."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def space(self) -> SearchSpace:
-        """The knobs it knows."""
-
-    @property
-    def epochs(self) -> int:
-        """The full length of a training."""
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """Where it is from; `about` and `badge` are shown."""
-
-    @property
-    def measure(self) -> str:
-        """What `value` is, in words."""
-
-    @property
-    def caveat(self) -> str:
-        """What must be known of it; empty for nothing."""
-
-    def value(self, config: Config, replicate: int | None = None) -> float | None:
-        """The final score without noise; NaN where training breaks off, None where unknown."""
-
-    def optimum(self) -> tuple[Config, float]:
-        """The best configuration that is known, and its value."""
 
 
 @dataclass(frozen=True)

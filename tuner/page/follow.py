@@ -12,9 +12,10 @@ from typing import Any
 
 from tuner.budget import to_minutes
 from tuner.page.belief import belief
-from tuner.page.film import Camera, Scene, Terrain, film, surface
+from tuner.page.film import Camera, Scene, film, surface
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
 from tuner.reader import Snapshot, study_mark
+from tuner.terrain import Terrain
 from tuner.trial import History
 
 _LOOK_EVERY_S = 0.5
@@ -45,23 +46,20 @@ class Follow:
 
     def play(self, query: Query, send: Send, is_gone: Callable[[], bool]) -> None:
         """Send the study, and what is added to it until it is finished."""
-        camera, is_first = Camera(), True
-        seen: tuple[int, ...] = ()
+        camera = Camera()
+        send("film", self.film())
+        camera.shoot(self._look()[0])
         while not is_gone():
-            mark = self._mark()
-            if mark != seen:
-                seen = mark
-                scenes, summary = self._look()
-                if is_first:
-                    send("film", self.film())
-                    camera.shoot(scenes)
-                    is_first = False
-                else:
-                    send("more", camera.shoot(scenes))
-                if summary or not self._is_driven():
-                    send("verdict", summary.get("verdict", _UNFINISHED))
-                    send("end", {})
-                    return
+            # Asked before the study is read, so that a driver's last words are not missed.
+            is_driven = self._is_driven()
+            scenes, summary = self._look()
+            news = camera.shoot(scenes)
+            if news["runs"] or news["trials"]:
+                send("more", news)
+            if summary or not is_driven:
+                send("verdict", summary.get("verdict", _UNFINISHED))
+                send("end", {})
+                return
             time.sleep(_LOOK_EVERY_S)
 
     def film(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from tuner.budget import to_minutes
 from tuner.files import write_atomically
 from tuner.page.assets import STATIC, plotly_script
 from tuner.page.belief import belief
-from tuner.page.film import Scene, Terrain, film, surface
+from tuner.page.film import Scene, film, surface
 from tuner.space import Config, SearchSpace
+from tuner.terrain import Terrain
 
 _MOMENTS = 10
 _BELIEF_POINTS = 24

@@ -76,6 +76,31 @@ def test_a_study_whose_driver_is_gone_is_not_called_live(store, tmp_path):
     assert "not finished" in sent[1][1]["text"]
 
 
+def test_a_driver_that_dies_while_it_is_followed_ends_the_film(store, tmp_path):
+    lock = tmp_path / "study.sqlite.lock"
+    sent, at_least = [], threading.Condition()
+
+    def send(name, data):
+        with at_least:
+            sent.append((name, data))
+            at_least.notify_all()
+
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    lock.write_text(json.dumps({"pid": child.pid, "host": socket.gethostname()}))
+    gone = threading.Event()
+    thread = threading.Thread(target=Follow(tmp_path).play, args=({}, send, gone.is_set))
+    thread.start()
+    with at_least:
+        assert at_least.wait_for(lambda: sent, timeout=20)
+    assert sent[0][1]["mode"] == "live"
+    child.kill()  # without a word, and without another change to the study
+    child.communicate()
+    thread.join(timeout=20)
+    gone.set()
+    assert [name for name, _ in sent] == ["film", "verdict", "end"]
+    assert "not finished" in sent[1][1]["text"]
+
+
 def test_reading_takes_no_lock_while_another_holds_the_strictest(store, tmp_path):
     store.commit(force=True)
     other = sqlite3.connect(tmp_path / "study.sqlite", isolation_level=None)
