@@ -189,7 +189,10 @@ def _finish(
     title = f"{settings['landscape'] or settings['data']} on {track.device}"
     draw_race(folder / "race.png", outcomes, track.unit, title)
     if has_plotly():
-        scenes = [Scene(o.row, o.history, o.ledger, True, o.test_score, o.value) for o in outcomes]
+        start = request.shared_start
+        scenes = [
+            Scene(o.row, o.history, o.ledger, True, o.test_score, o.value, start) for o in outcomes
+        ]
         write_report(
             folder / "report.html",
             title,

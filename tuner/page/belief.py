@@ -7,6 +7,7 @@ from typing import Any
 from tuner.budget import to_ns
 from tuner.page.film import Scene, history_at, make_slice
 from tuner.searchers import SpaceExhausted, make_searcher
+from tuner.searchers.shared_start import SharedStart
 from tuner.space import Config
 
 POINTS = 32
@@ -31,8 +32,9 @@ def belief(
     believed = ask(past.view(), where.configs)
     if believed is None:
         return {**known, "text": "No model yet: it is still at its starting points."}
+    shared = SharedStart(searcher, row.space, row.seed, scene.shared_start)
     try:
-        following = dict(searcher.propose(past.view()))
+        following = dict(shared.propose(past.view()))
     except SpaceExhausted:
         following = None
     return {

@@ -15,7 +15,7 @@ from tuner.trial import History, HistoryView, Trial, TrialState
 
 @dataclass(frozen=True)
 class Scene:
-    """One run at one moment."""
+    """One run at one moment; `shared_start` is how many first trials all searchers share."""
 
     row: RunRow
     history: HistoryView
@@ -23,6 +23,7 @@ class Scene:
     is_finished: bool
     test_score: float | None = None
     value: float | None = None
+    shared_start: int = 0
 
 
 def film(
@@ -136,10 +137,13 @@ def end_ns(trial: Trial) -> int | None:
 
 
 def history_at(history: HistoryView, at_ns: int) -> History:
-    """What was known when a run had used `at_ns` of device time."""
+    """What was known when a run had used `at_ns` of device time.
+
+    A trial that began at that very moment is not in it: it was proposed from what is.
+    """
     past = History(history.max_epochs, history.budget_ns)
     for trial in history:
-        if trial.started_ns > at_ns:
+        if trial.started_ns >= at_ns:
             break
         ended = end_ns(trial)
         if ended is None or ended > at_ns:

@@ -149,7 +149,15 @@ class Follow:
         summary = self._summary(spent)
         runs = summary.get("runs", [{}] * len(loaded))
         scenes = [
-            Scene(row, history, ledger, bool(summary), run.get("test_score"), run.get("value"))
+            Scene(
+                row,
+                history,
+                ledger,
+                bool(summary),
+                run.get("test_score"),
+                run.get("value"),
+                self._request.get("shared_start", 0),
+            )
             for (row, history, ledger), run in zip(loaded, runs, strict=True)
         ]
         self._latest = (mark, scenes, summary)
