@@ -17,6 +17,8 @@ from landscapes.replay_runner import ReplayRunner
 from scripts.stopping import Stopper
 from scripts.workers import TrainingRequest, count_cores, start_workers
 from tuner.budget import to_minutes
+from tuner.entry import Entry, make_entry
+from tuner.fidelity import FidelityPolicy
 from tuner.page.assets import has_plotly
 from tuner.page.film import Scene
 from tuner.page.report_page import write_report
@@ -24,7 +26,7 @@ from tuner.race import Race, Result, Run, enter
 from tuner.reader import RunRow
 from tuner.report import TEST_ACCURACY, Outcome, main_knobs, worth, write_files
 from tuner.runner import Runner
-from tuner.searchers import Searcher, make_searcher
+from tuner.searchers import Searcher
 from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
 from tuner.store import Store
@@ -43,17 +45,29 @@ class Request(TrainingRequest):
     budget_minutes: float
     landscape: str | None
     grid_points: int | None
+    min_epochs: int | None
+    eta: int
     shared_start: int
     space: dict[str, Any]
 
 
-def searcher_for(name: str, space: SearchSpace, seed: int, request: Request) -> Searcher:
-    """The searcher of that name as the request wants it; ValueError where it cannot be."""
-    options = {"points_per_axis": request.grid_points} if name == "grid" else {}
-    searcher = make_searcher(name, space, seed, **options)
+def entry_for(
+    name: str, space: SearchSpace, seed: int, request: Request
+) -> tuple[Searcher, FidelityPolicy]:
+    """The entry of that name as the request wants it; ValueError where it cannot be."""
+    is_grid = Entry.parse(name).searcher == "grid"
+    searcher, policy = make_entry(
+        name,
+        space,
+        seed,
+        epochs=request.epochs,
+        min_epochs=request.min_epochs,
+        eta=request.eta,
+        **({"points_per_axis": request.grid_points} if is_grid else {}),
+    )
     if request.shared_start:
-        return SharedStart(searcher, space, seed, request.shared_start)
-    return searcher
+        searcher = SharedStart(searcher, space, seed, request.shared_start)
+    return searcher, policy
 
 
 @dataclass(frozen=True)
@@ -84,21 +98,22 @@ def run_race(
     else:
         track = _training_track(stack, store, request, folder, None if quiet else console)
     view = LiveView(console, track.unit, quiet=quiet)
-    race = Race(
-        [
+    runs = []
+    for row in store.runs():
+        searcher, policy = entry_for(row.searcher, row.space, row.seed, request)
+        is_replay, runner = track.pool is None, track.runner(row)
+        runs.append(
             enter(
                 store,
                 row,
-                searcher_for(row.searcher, row.space, row.seed, request),
-                track.runner(row),
-                is_replay=track.pool is None,
+                searcher,
+                runner,
+                policy=policy,
+                is_replay=is_replay,
                 on_change=view,
             )
-            for row in store.runs()
-        ],
-        shares_device=track.pool is not None,
-        on_change=view,
-    )
+        )
+    race = Race(runs, shares_device=track.pool is not None, on_change=view)
     race.share_warm_up(track.warm_up_ns)
     _check_budget(race)
     processes = _processes(race) if track.pool is None else 1
@@ -121,9 +136,9 @@ def _processes(race: Race) -> int:
 def _replay(request: Request, row: RunRow) -> Result:
     """One run of a replay, from beginning to end, in memory."""
     track = _replay_track(request)
-    searcher = searcher_for(row.searcher, row.space, row.seed, request)
+    searcher, policy = entry_for(row.searcher, row.space, row.seed, request)
     runner = track.runner(row)
-    run = enter(None, row, searcher, runner, is_replay=True, on_change=lambda: None)
+    run = enter(None, row, searcher, runner, policy=policy, is_replay=True, on_change=lambda: None)
     run.scheduler.run()
     return Result.of(run)
 

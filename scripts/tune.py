@@ -19,11 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from landscapes.registry import open_landscape
 from scripts.errors import plain_errors, refuse_others, resumable
-from scripts.racing import Request, run_race, searcher_for
+from scripts.racing import Request, entry_for, run_race
 from scripts.stopping import Stopped, stopping_signals
 from tuner.budget import to_ns
-from tuner.naming import pick
-from tuner.searchers import SEARCHERS
+from tuner.entry import ETA, Entry
 from tuner.store import Store
 from tuner.terminal import closing_table
 
@@ -35,12 +34,17 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _with_fidelity(name: str, fidelity: str) -> str:
+    """An entry by the name that the user gave it, where that says all."""
+    entry = Entry.parse(name, fidelity)
+    return name if entry == Entry.parse(name) else str(entry)
+
+
 def _check(request: Request) -> None:
     if not request.searchers:
         raise ValueError("--searchers needs at least one name, such as grid,random,bayes")
-    for name in request.searchers:
-        pick(name, SEARCHERS, "searcher")
-    if len(set(request.searchers)) < len(request.searchers):
+    entries = [str(Entry.parse(name)) for name in request.searchers]
+    if len(set(entries)) < len(entries):
         raise ValueError(f"--searchers names one twice: {','.join(request.searchers)}")
     for flag, value in (("--seeds", request.seeds), ("--epochs", request.epochs)):
         if value < 1:
@@ -64,8 +68,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def main(
     searchers: Annotated[
-        str, typer.Option(help="Comma-separated; one alone is a plain tuning run.")
+        str,
+        typer.Option(
+            help="Comma-separated; one alone is a plain tuning run. random+asha is a searcher "
+            "with a fidelity of its own."
+        ),
     ] = "grid,random,bayes",
+    fidelity: Annotated[
+        str,
+        typer.Option(help="How long trials train: full, median, sh, asha, asha-stop or hyperband."),
+    ] = "full",
+    min_epochs: Annotated[
+        int | None, typer.Option(help="The first rung. Default: 2, or a 27th of --epochs.")
+    ] = None,
+    eta: Annotated[int, typer.Option(help="One in so many goes on from a rung.")] = ETA,
     budget_minutes: Annotated[
         float, typer.Option(help="Device minutes, for each searcher and seed.")
     ] = 1.0,
@@ -131,7 +147,7 @@ def main(
             if landscape is not None:
                 refuse_others(context, _REPLAY_FLAGS, "--landscape")
             request = Request(
-                searchers=_split(searchers),
+                searchers=[_with_fidelity(name, fidelity) for name in _split(searchers)],
                 seed=seed,
                 seeds=seeds,
                 budget_minutes=budget_minutes,
@@ -143,6 +159,8 @@ def main(
                 augment=augment,
                 landscape=landscape,
                 grid_points=grid_points,
+                min_epochs=min_epochs,
+                eta=eta,
                 shared_start=shared_start,
                 space={},
             )
@@ -201,6 +219,7 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
 _RESUME_FLAGS = {"resume", "budget_minutes", "page", "quiet", "as_json"}
 _REPLAY_FLAGS = {
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
+    *("fidelity", "min_epochs", "eta"),
     *("landscape", "out", "page", "quiet", "as_json"),
 }
 
@@ -230,8 +249,8 @@ def _create(
         prepare(request.data, root)
         request = replace(request, data_root=str(root))
         kind = request.data
-    for name in request.searchers:  # options that a searcher refuses are refused here
-        searcher_for(name, space, request.seed, request)
+    for name in request.searchers:  # options that an entry refuses are refused here
+        entry_for(name, space, request.seed, request)
     request = replace(request, space=space.to_json())
     folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_out(folder)

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 
 from tuner.budget import Budget, Costs, Kind
-from tuner.fidelity import FullFidelity
+from tuner.fidelity import FidelityPolicy, FullFidelity
 from tuner.meter import apportion
 from tuner.reader import RunRow
 from tuner.runner import Runner
@@ -167,10 +167,14 @@ def enter(
     searcher: Searcher,
     runner: Runner,
     *,
+    policy: FidelityPolicy | None = None,
     is_replay: bool,
     on_change: Callable[[], None],
 ) -> Run:
-    """A run as the store has it, ready to start or to go on; without a store, in memory alone."""
+    """A run as the store has it, ready to start or to go on; without a store, in memory alone.
+
+    Without a policy every trial trains to the end.
+    """
     if store is None:
         history, budget = History(row.max_epochs, row.budget_ns), Budget(row.budget_ns)
     else:
@@ -179,7 +183,7 @@ def enter(
     mark_interrupted(history, recorder, runner_keeps=is_replay)
     scheduler = Scheduler(
         searcher,
-        FullFidelity(),
+        policy or FullFidelity(),
         runner,
         history,
         recorder,

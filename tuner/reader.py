@@ -17,7 +17,7 @@ from tuner.budget import Budget, Kind
 from tuner.space import SearchSpace
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _PATIENCE_S = 5.0
 _QUIET_NS = 20_000_000
@@ -79,8 +79,8 @@ class StudyReader:
                 curves.setdefault(number, []).append(observation)
             for row in self._db.execute(
                 "SELECT number, config, seed, target, state, started_ns, granted, reserved_ns, "
-                "clock, partial_ns, faults, reason, note, checkpoint, sha256, midway, "
-                "midway_sha256 FROM trial WHERE run = ? ORDER BY number",
+                "clock, partial_ns, faults, reason, note, source, checkpoint, sha256, "
+                "midway, midway_sha256 FROM trial WHERE run = ? ORDER BY number",
                 (run.id,),
             ):
                 found.append(_trial_of(row, tuple(curves.get(row[0], ()))))
@@ -99,10 +99,10 @@ class StudyReader:
         if problem != "ok":
             raise ValueError(f"{self.path} is damaged: {problem}")
         version = self.meta("schema")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{self.path} was written in format {version}, this version reads up to "
-                f"{SCHEMA_VERSION}; use the newer version that wrote it"
+                f"{self.path} was written in format {version}, this version reads "
+                f"{SCHEMA_VERSION}; use the version that wrote it"
             )
 
     @contextmanager

@@ -93,7 +93,6 @@ class Scheduler:
         self._best_ended = max(ended, key=lambda t: (t.score, -t.number), default=None)
         self._base_ns = 0
         self._interrupted = False
-        self.exhausted = False  # the searcher has nothing more to propose
         self.finished = False  # nothing that the budget could buy is left to do
 
     @property
@@ -167,24 +166,25 @@ class Scheduler:
                 return self._launch(trial)
         match self._policy.next_action(self._view):
             case Sample(until_epoch):
-                return not self.exhausted and self._start(until_epoch)
+                return self._start(until_epoch)
             case Resume(number, until_epoch):
                 return self._launch(replace(self.history[number], target=until_epoch))
             case Stop(number):
                 closed = self.history.close(number, TrialState.STOPPED, "stopped by the policy")
+                self._recorder.commit()  # before its checkpoint goes
                 self._retire(closed)
                 return True
             case _:
                 return False
 
     def _start(self, until_epoch: int) -> bool:
-        if not self._affordable_epochs(None):
+        if self.history.is_exhausted or not self._affordable_epochs(None):
             return False
         try:
             config = self._searcher.propose(self._view)
         except SpaceExhausted:
-            self.exhausted = True
-            return False
+            self.history.is_exhausted = True
+            return self._launch_one()  # the policy may have another use for what is left
         number = len(self.history)
         trial = Trial(
             number,

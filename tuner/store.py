@@ -34,7 +34,7 @@ CREATE TABLE trial (
     started_ns INTEGER NOT NULL, granted INTEGER NOT NULL, reserved_ns INTEGER NOT NULL,
     clock INTEGER, partial_ns INTEGER NOT NULL,
     faults INTEGER NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL,
-    checkpoint TEXT, sha256 TEXT, midway TEXT, midway_sha256 TEXT,
+    source TEXT NOT NULL, checkpoint TEXT, sha256 TEXT, midway TEXT, midway_sha256 TEXT,
     PRIMARY KEY (run, number)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE observation (
@@ -157,7 +157,7 @@ class Store(StudyReader):
         """Write a trial's row, all but its curve."""
         mark, midway = trial.checkpoint, trial.midway
         self._db.execute(
-            f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 18)})",  # noqa: S608
+            f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 19)})",  # noqa: S608
             (
                 run,
                 trial.number,
@@ -173,6 +173,7 @@ class Store(StudyReader):
                 trial.faults,
                 trial.reason,
                 trial.note,
+                trial.source,
                 mark.name if mark else None,
                 mark.sha256 if mark else None,
                 midway.name if midway else None,

@@ -10,13 +10,12 @@ from pathlib import Path
 from types import TracebackType
 
 from tuner.budget import Budget, Kind, to_minutes, to_ns
+from tuner.entry import ETA, make_entry
 from tuner.fidelity import UNLIMITED, FullFidelity
 from tuner.naming import pick
 from tuner.reader import RunRow
 from tuner.runner import FunctionRunner, TrainFunction
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
-from tuner.searchers import make_searcher
-from tuner.searchers.base import Searcher
 from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.store import Store
@@ -37,7 +36,7 @@ class Study:
 
     Args:
         space: a SearchSpace, or a mapping from names to domains.
-        searcher: a name from `tuner.searchers.SEARCHERS`.
+        searcher: an entry, such as `bayes` or `tpe`.
         seed: of the searcher.
         path: an SQLite file that keeps the study; an existing one goes on, and must hold the
             same space, searcher, seed and mode.
@@ -57,12 +56,16 @@ class Study:
         *,
         mode: str = "max",
         max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        eta: int = ETA,
         budget_minutes: float | None = None,
     ) -> None:
         self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
         self._sign = pick(mode, _SIGNS, "mode")
         self._seed = seed
-        self.searcher: Searcher = make_searcher(searcher, self.space, seed)
+        self.searcher, self._policy = make_entry(
+            searcher, self.space, seed, epochs=max_epochs, min_epochs=min_epochs, eta=eta
+        )
         budget_ns = None if budget_minutes is None else to_ns(budget_minutes)
         Budget(budget_ns)  # a budget that makes no sense is refused before a file is made
         self._store: Store | None = None
@@ -113,8 +116,13 @@ class Study:
     def ask(self) -> Trial:
         """A new trial to run; several may be out at once, and searchers see them as pending.
 
-        Raises SpaceExhausted where a finite space has nothing left.
+        Raises SpaceExhausted where a finite space has nothing left, and ValueError where trials
+        train in parts, which `tell` knows nothing of: `tune` does that.
         """
+        if not isinstance(self._policy, FullFidelity):
+            raise ValueError(
+                "ask and tell are for whole trainings; an entry that pauses them needs tune()"
+            )
         number = len(self._history)
         config = self.searcher.propose(self._history.view())
         trial = Trial(
@@ -266,7 +274,7 @@ class Study:
         mark_interrupted(self._history, self._recorder, runner_keeps=False)
         scheduler = Scheduler(
             self.searcher,
-            FullFidelity(),
+            self._policy,
             runner,
             self._history,
             self._recorder,
@@ -286,6 +294,8 @@ def tune(
     budget_minutes: float,
     searcher: str = "bayes",
     max_epochs: int | None = None,
+    min_epochs: int | None = None,
+    eta: int = ETA,
     seed: int = 0,
     directory: str | Path | None = None,
     mode: str = "max",
@@ -306,8 +316,12 @@ def tune(
         space: a SearchSpace, or a mapping from names to domains.
         budget_minutes: wall minutes inside `train` and the searcher; an epoch that has begun is
             finished, so at most one epoch runs over.
-        searcher: a name from `tuner.searchers.SEARCHERS`.
-        max_epochs: stop a training after so many scores; None leaves it to the generator.
+        searcher: an entry, such as `bayes`, `random+asha`, `bohb` or `freeze-thaw`.
+        max_epochs: stop a training after so many scores; None leaves it to the generator, and
+            only entries that train every trial to the end can do without.
+        min_epochs: the first rung, where trials are compared; by default the second epoch, or
+            a 27th of a long training.
+        eta: one in `eta` goes on from each rung.
         seed: of the searcher and the trials.
         directory: where `study.sqlite` and `trials.csv` are kept; a study there goes on.
         mode: "max", or "min" for losses.
@@ -333,6 +347,8 @@ def tune(
         path,
         mode=mode,
         max_epochs=max_epochs,
+        min_epochs=min_epochs,
+        eta=eta,
         budget_minutes=budget_minutes,
     )
     try:

@@ -74,6 +74,7 @@ class Trial:
         faults: how many workers died under it.
         reason: why it is in its state, where that is not plain.
         note: why its configuration did not come from the searcher's model, where it did not.
+        source: the study that it was taken over from; empty for a trial of this search itself.
         checkpoint: of the last finished epoch, whose score is the trial's.
         midway: of the epoch in progress, where it was broken off; training goes on from there.
     """
@@ -92,6 +93,7 @@ class Trial:
     faults: int = 0
     reason: str = ""
     note: str = ""
+    source: str = ""
     checkpoint: Checkpoint | None = None
     midway: Checkpoint | None = None
 
@@ -119,11 +121,13 @@ class HistoryView:
     Attributes:
         max_epochs: the full length of a training; None where the training itself says when.
         budget_ns: the device time that the search may use in all; None where it is not limited.
+        is_exhausted: whether the searcher has nothing more to propose.
     """
 
     def __init__(self, max_epochs: int | None = None, budget_ns: int | None = None) -> None:
         self.max_epochs = max_epochs
         self.budget_ns = budget_ns
+        self.is_exhausted = False
         self._trials: list[Trial] = []
         self._open: dict[int, None] = {}  # unfinished trials, an ordered set
         self._best: Trial | None = None
@@ -143,6 +147,11 @@ class HistoryView:
     def trials(self) -> tuple[Trial, ...]:
         """All trials by number."""
         return tuple(self._trials)
+
+    @property
+    def own(self) -> tuple[Trial, ...]:
+        """All trials of this search itself, by number: not those taken over from another."""
+        return tuple(t for t in self._trials if not t.source)
 
     @property
     def running(self) -> tuple[Trial, ...]:

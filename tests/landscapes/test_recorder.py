@@ -77,7 +77,7 @@ def test_a_design_is_proposed_in_its_order_and_then_nothing_is_left():
     scheduler._searcher = DesignSearcher(design)
     scheduler.run()
     assert [t.config for t in scheduler.history] == design
-    assert scheduler.exhausted
+    assert scheduler.history.is_exhausted
     with pytest.raises(SpaceExhausted):
         DesignSearcher(design).propose(scheduler.history)
     assert DesignSearcher(design).propose(History()) == design[0]
