@@ -13,6 +13,7 @@ SEARCHERS = {
     "grid": "tuner.searchers.grid:GridSearcher",
     "random": "tuner.searchers.random:RandomSearcher",
     "bayes": "tuner.searchers.bayes:BayesSearcher",
+    "bohb": "tuner.searchers.bohb:BohbSearcher",
 }
 
 
