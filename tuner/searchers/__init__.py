@@ -14,11 +14,22 @@ SEARCHERS = {
     "random": "tuner.searchers.random:RandomSearcher",
     "bayes": "tuner.searchers.bayes:BayesSearcher",
     "bohb": "tuner.searchers.bohb:BohbSearcher",
+    "tpe": "tuner.searchers.optuna_samplers:tpe",
+    "cmaes": "tuner.searchers.optuna_samplers:cmaes",
+    "optuna-gp": "tuner.searchers.optuna_samplers:gp",
 }
+_ANY_OF_OPTUNA = "optuna:"
 
 
 def make_searcher(name: str, space: SearchSpace, seed: int, **options: Any) -> Searcher:
-    """The searcher of that name; ValueError, with the nearest name, where there is none."""
+    """The searcher of that name; ValueError, with the nearest name, where there is none.
+
+    Any sampler of Optuna's that needs no more than a seed goes by `optuna:` and its class's name,
+    such as `optuna:NSGAIISampler`. `options` go to the searcher, and from it to Optuna's sampler.
+    """
+    if name.startswith(_ANY_OF_OPTUNA):
+        options["sampler"] = name.removeprefix(_ANY_OF_OPTUNA)
+        name = "tpe"
     module, _, attribute = pick(name, SEARCHERS, "searcher").partition(":")
     searcher: Searcher = getattr(importlib.import_module(module), attribute)(space, seed, **options)
     return searcher
