@@ -23,6 +23,7 @@ from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape, ridge_at
 from scripts.errors import plain_errors
+from scripts.search_benchmark import search
 from scripts.workers import count_cores, describe_machine
 from tuner.budget import to_ns
 from tuner.files import write_atomically
@@ -277,6 +278,8 @@ def _compare_with_replay(runs: list[Path], landscape: str, out: Path) -> None:
         },
     )
 
+
+app.command()(search)
 
 if __name__ == "__main__":
     app()
