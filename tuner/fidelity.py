@@ -89,7 +89,7 @@ class MedianStopping:
     def next_action(self, history: HistoryView) -> Action:
         """Go on with the trial that waits, or stop it; with none, begin one."""
         for trial in history.running:
-            if trial.state is TrialState.PAUSED and trial.epoch >= trial.target:
+            if _waits(trial):
                 if self._is_hopeless(trial, history):
                     return Stop(trial.number)
                 return Resume(trial.number, trial.epoch + 1)
@@ -127,33 +127,25 @@ class Asha:
             if history.is_exhausted:  # what is left of the budget goes to the best there are
                 candidates = sorted(scores.keys() - promoted, key=lambda n: (-scores[n], n))
             for number in candidates:
-                if history[number].state is TrialState.PAUSED:
+                if _waits(history[number]):
                     return Resume(number, upper)
         hopeless = self._hopeless(history)
         return Stop(hopeless) if hopeless is not None else _sample(history, self._rungs[0])
 
     def _hopeless(self, history: HistoryView) -> int | None:
-        """A paused trial that cannot be promoted any more, whose checkpoint only takes up space.
+        """A paused trial that will not be promoted, whose checkpoint only takes up space.
 
-        If all that is left of the budget bought m more trials at the first rung, a rung of n
-        could grow to n + m: who ranks below floor((n + m) / eta) now will not be promoted. Beyond
-        `_MOST_PAUSED` the worst of the lowest rung is given up in any case.
+        Of those that wait at a rung the better go first: who comes after as many as all that is
+        left of the budget could take to the next rung has no hope, whatever is found meanwhile.
+        Beyond `_MOST_PAUSED` the worst of the lowest rung is given up in any case.
         """
-        paused = [t for t in history.running if t.state is TrialState.PAUSED]
+        paused = [t for t in history.running if _waits(t)]
         if len(paused) > _MOST_PAUSED:
             return min(paused, key=lambda t: (t.epoch, t.curve[-1].score, -t.number)).number
-        more = _affordable(history, self._rungs[0])
-        if more is None:
-            return None
-        for rung in self._rungs[:-1]:
-            waiting = {t.number for t in paused if t.epoch == rung}
-            if not waiting:
-                continue
-            scores = _scores_at(history, rung)
-            ranked = sorted(scores, key=lambda number: (-scores[number], number))
-            for number in ranked[(len(ranked) + more) // self._eta :]:
-                if number in waiting:
-                    return number
+        for lower, upper in pairwise(self._rungs):
+            waiting = [t for t in paused if t.epoch == lower]
+            if len(waiting) > _affordable(history, upper - lower):
+                return min(waiting, key=lambda t: (t.curve[-1].score, -t.number)).number
         return None
 
 
@@ -170,7 +162,7 @@ class AshaStopping:
     def next_action(self, history: HistoryView) -> Action:
         """Judge the trial that waits; with none, begin one."""
         for trial in history.running:
-            if trial.state is TrialState.PAUSED and trial.epoch in self._rungs[:-1]:
+            if _waits(trial) and trial.epoch in self._rungs[:-1]:
                 scores = _scores_at(history, trial.epoch)
                 better = sum(s > trial.curve[-1].score for s in scores.values())
                 if better >= max(1, len(scores) // self._eta):
@@ -260,15 +252,22 @@ def _sample(history: HistoryView, until_epoch: int) -> Action:
     return Done() if history.is_exhausted else Sample(until_epoch)
 
 
+def _waits(trial: Trial) -> bool:
+    """Whether a trial has come as far as it was sent, and waits for a decision."""
+    return trial.state is TrialState.PAUSED and 0 < trial.epoch >= trial.target
+
+
 def _score_at(trial: Trial, epoch: int) -> float:
-    """The score at an epoch; infinitely bad where the trial never came so far, or broke."""
-    if trial.state in (TrialState.INFEASIBLE, TrialState.FAILED) or trial.epoch < epoch:
-        return -math.inf
-    return trial.curve[epoch - 1].score
+    """The score at an epoch; infinitely bad where the trial never came so far.
+
+    It stays as it was where the trial broke off later on: ranks that shift afterwards would take
+    back what has been decided by them.
+    """
+    return trial.curve[epoch - 1].score if trial.epoch >= epoch else -math.inf
 
 
 def _scores_at(history: HistoryView, rung: int) -> dict[int, float]:
-    """The scores at a rung by trial; one that failed before it has finished it, infinitely bad."""
+    """The scores at a rung by trial; one that broke before it has finished it, infinitely bad."""
     return {
         t.number: _score_at(t, rung)
         for t in history.own
@@ -276,13 +275,13 @@ def _scores_at(history: HistoryView, rung: int) -> dict[int, float]:
     }
 
 
-def _affordable(history: HistoryView, epochs: int) -> int | None:
-    """How many new trials of so many epochs the budget may still buy; None for no limit.
+def _affordable(history: HistoryView, epochs: int) -> float:
+    """How many trials the rest of the budget may still train for so many epochs, the last in part.
 
     A bound from above: at the cost of the cheapest epoch that was seen.
     """
     costs = [o.device_ns for t in history.own for o in t.curve]
     if history.budget_ns is None or not costs:
-        return None
+        return math.inf
     left_ns = max(0, history.budget_ns - sum(costs))
     return left_ns // max(1, min(costs) * epochs) + 1
