@@ -52,6 +52,20 @@ class Recorder:
             self.store.set_clock(self.run, clock)
         self.clock = clock
 
+    def exhausted(self) -> None:
+        """Note that the searcher has nothing more to propose."""
+        if self.store is not None:
+            self.store.set_meta(self._exhausted_key, True)
+
+    @property
+    def was_exhausted(self) -> bool:
+        """Whether that is on record."""
+        return self.store is not None and bool(self.store.meta(self._exhausted_key))
+
+    @property
+    def _exhausted_key(self) -> str:
+        return f"exhausted-{self.run}"
+
     def held(self, ns: int) -> None:
         """Note the device time held so far, in case the driver is killed before it charges it."""
         if self.store is not None:
@@ -90,7 +104,7 @@ class Scheduler:
         self._in_flight: set[int] = set()
         self._failures = 0
         ended = [t for t in history.finished if t.score is not None]
-        self._best_ended = max(ended, key=lambda t: (t.score, -t.number), default=None)
+        self._best_ended = max(ended, key=_rank, default=None)
         self._base_ns = 0
         self._interrupted = False
         self.finished = False  # nothing that the budget could buy is left to do
@@ -184,6 +198,7 @@ class Scheduler:
             config = self._searcher.propose(self._view)
         except SpaceExhausted:
             self.history.is_exhausted = True
+            self._recorder.exhausted()
             return self._launch_one()  # the policy may have another use for what is left
         number = len(self.history)
         trial = Trial(
@@ -341,12 +356,17 @@ class Scheduler:
         best = self._best_ended
         if trial.score is None or trial.checkpoint is None:
             self._runner.discard(trial)
-        elif best is None or trial.score > (best.score or 0.0):
+        elif best is None or _rank(trial) > _rank(best):
             self._best_ended = trial
             if best is not None:
                 self._runner.discard(best)
         else:
             self._runner.discard(trial)
+
+
+def _rank(trial: Trial) -> tuple[float, int]:
+    """As the history ranks for its incumbent: of equal scores, the earlier trial."""
+    return (trial.score or 0.0, -trial.number)
 
 
 def mark_interrupted(history: History, recorder: Recorder, runner_keeps: bool) -> None:
@@ -356,6 +376,8 @@ def mark_interrupted(history: History, recorder: Recorder, runner_keeps: bool) -
     had held without recording it is charged as lost, once. With `runner_keeps` nothing was lost:
     a replay takes up its virtual clock where it was.
     """
+    if recorder.was_exhausted:
+        history.is_exhausted = True
     for trial in history.running:
         if trial.state is TrialState.RUNNING:
             history.update(
