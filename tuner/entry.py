@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tuner.brackets import rung_epochs
-from tuner.fidelity import POLICIES, FidelityPolicy, FullFidelity, default_min_epochs
+from tuner.fidelity import POLICIES, FidelityPolicy, default_min_epochs
 from tuner.naming import pick
 from tuner.searchers import SEARCHERS, Searcher, make_searcher
 from tuner.space import SearchSpace
@@ -15,6 +16,7 @@ DECIDES_ITSELF = frozenset({"freeze-thaw"})
 """Searchers that also say how long each trial trains."""
 
 _SHORT = {"bohb": ("bohb", "hyperband")}
+_ALONE = {**SEARCHERS, **{name: "" for name in POLICIES if name != "full"}}
 ETA = 3
 
 
@@ -32,6 +34,7 @@ class Entry:
         A policy alone is short for random search with it; `bohb` for its searcher with Hyperband.
         A searcher alone goes with `fidelity`. Raises ValueError for a name that there is not.
         """
+        _policy(fidelity)
         searcher, plus, policy = text.partition("+")
         if plus:
             entry = cls(_searcher(searcher), _policy(policy))
@@ -40,8 +43,8 @@ class Entry:
         elif text in _SHORT:
             entry = cls(*_SHORT[text])
         else:
-            own = "full" if text in DECIDES_ITSELF else _policy(fidelity)
-            entry = cls(_searcher(text), own)
+            own = "full" if text in DECIDES_ITSELF else fidelity
+            entry = cls(_searcher(text, _ALONE), own)
         if entry.searcher in DECIDES_ITSELF and entry.fidelity != "full":
             raise ValueError(
                 f"{entry.searcher} itself says how long each trial trains; leave out +{policy}"
@@ -80,14 +83,15 @@ def make_entry(
     """
     entry = Entry.parse(text)
     decides_itself = entry.searcher in DECIDES_ITSELF
-    if entry.fidelity == "full" and not decides_itself:
-        return make_searcher(entry.searcher, space, seed, **options), FullFidelity()
-    if epochs is None:
+    is_full = entry.fidelity == "full" and not decides_itself
+    if epochs is None and not is_full:
         raise ValueError(
             f"{entry} compares trials at rungs up to their full length: it needs max_epochs"
         )
-    first = default_min_epochs(epochs) if min_epochs is None else min_epochs
-    rungs = rung_epochs(first, epochs, eta)
+    rungs: tuple[int, ...] = ()
+    if epochs is not None:  # rungs that make no sense are refused even where nobody looks at them
+        first = default_min_epochs(epochs) if min_epochs is None else min_epochs
+        rungs = rung_epochs(first, epochs, eta)
     if decides_itself:
         both: Any = make_searcher(entry.searcher, space, seed, rungs=rungs, **options)
         return both, both
@@ -95,9 +99,9 @@ def make_entry(
     return searcher, POLICIES[entry.fidelity](rungs, eta)
 
 
-def _searcher(name: str) -> str:
+def _searcher(name: str, table: Mapping[str, str] = SEARCHERS) -> str:
     if not name.startswith("optuna:"):  # any of Optuna's, by the name of its class
-        pick(name, SEARCHERS, "searcher")
+        pick(name, table, "searcher")
     return name
 
 
