@@ -1,0 +1,777 @@
+"""Every fidelity policy keeps one contract, and each does what its paper says."""
+
+import shutil
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landscapes.replay_runner import ReplayRunner
+from landscapes.synthetic import make_landscape
+from tests.helpers import RandomCosts
+from tests.tuner.test_scheduler import Scripted, epoch
+from tuner import fidelity
+from tuner.brackets import rung_epochs
+from tuner.budget import Budget, Kind, to_ns
+from tuner.entry import DECIDES_ITSELF, Entry, make_entry
+from tuner.fidelity import (
+    POLICIES,
+    Asha,
+    AshaStopping,
+    Done,
+    Halving,
+    MedianStopping,
+    Resume,
+    Sample,
+    Stop,
+    default_min_epochs,
+)
+from tuner.race import enter
+from tuner.runner import EventKind
+from tuner.scheduler import Recorder, Scheduler
+from tuner.searchers import SEARCHERS, make_searcher
+from tuner.seeding import derive_seed
+from tuner.space import Choice, Float, SearchSpace
+from tuner.store import Store
+from tuner.trial import Checkpoint, History, Observation, Trial, TrialState
+
+ETA, FIRST = 3, 1
+OWN_MINDS = sorted(DECIDES_ITSELF & SEARCHERS.keys())
+ENTRIES = [f"random+{policy}" for policy in POLICIES] + OWN_MINDS
+WITH_GRID = [f"grid+{policy}" for policy in POLICIES]
+MODELS = [name for name in ("bayes+asha", "bohb") if name.split("+")[0] in SEARCHERS]
+
+
+class Breaks(RandomCosts):
+    """Half of the configurations break off, each at an epoch of its own."""
+
+    def curve(self, config, replicate):
+        scores, costs = super().curve(config, replicate)
+        generator = np.random.default_rng(derive_seed(replicate, *map(repr, config.values()), 1))
+        if generator.random() < 0.5:
+            scores[generator.integers(self.epochs) :] = np.nan
+        return scores, costs
+
+
+class Few(RandomCosts):
+    """A finite space of seven configurations."""
+
+    space = SearchSpace(a=Choice(tuple("abcdefg")))
+
+
+class Formula:
+    """Scores by x alone, a nanosecond an epoch."""
+
+    name, space = "formula", SearchSpace(x=Float(0.0, 1.0))
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def curve(self, config, replicate):
+        return config["x"] * np.arange(1, self.epochs + 1), np.full(self.epochs, 1e-9)
+
+
+def entry_for(name, landscape, seed, budget_ns=None):
+    return make_entry(name, landscape.space, seed, epochs=landscape.epochs, min_epochs=FIRST)
+
+
+def begin(name, landscape, *, budget_ns, slots=1, seed=0, runner=ReplayRunner, policy=None):
+    """A search in memory, ready to run."""
+    searcher, own = entry_for(name, landscape, seed)
+    return Scheduler(
+        searcher,
+        policy or own,
+        runner(landscape, seed, slots),
+        History(landscape.epochs, budget_ns),
+        Recorder(Budget(budget_ns)),
+        seed=seed,
+    )
+
+
+def check_ledger(scheduler, budget_ns):
+    ledger = scheduler.budget.ledger
+    assert sum(ledger.values()) == scheduler.budget.spent_ns <= budget_ns
+    paid = sum(o.device_ns for t in scheduler.history for o in t.curve)
+    broken = sum(
+        t.partial_ns for t in scheduler.history if t.state is TrialState.INFEASIBLE
+    )  # the epoch at which a training broke off has no score, but was paid for
+    assert ledger[Kind.TRAIN] == paid + broken
+    assert scheduler.budget.available_ns == scheduler.budget.remaining_ns
+
+
+def check_curves(scheduler, landscape, seed):
+    """Paused or not, each trial's curve is its configuration's, without a gap."""
+    for trial in scheduler.history:
+        scores, costs = landscape.curve(trial.config, seed)
+        n = len(trial.curve)
+        assert [o.epoch for o in trial.curve] == list(range(1, n + 1))
+        assert [o.score for o in trial.curve] == scores[:n].tolist()
+        assert [o.device_ns for o in trial.curve] == [round(s * 1e9) for s in costs[:n]]
+
+
+def check_stops(scheduler, name, slots):
+    """Trainings end at rungs; fewer than there are slots where the budget ended."""
+    epochs = scheduler.history.max_epochs
+    stops = set(rung_epochs(FIRST, epochs, ETA))
+    if name in OWN_MINDS or name.endswith("+median"):
+        stops = set(range(FIRST, epochs + 1))
+    cut_off = [
+        t
+        for t in scheduler.history
+        if t.epoch not in stops and t.state is not TrialState.INFEASIBLE
+    ]
+    assert all(t.state is TrialState.PAUSED for t in cut_off)
+    assert all(t.reason == "budget spent" for t in cut_off)
+    assert len(cut_off) <= slots
+
+
+class Busy(ReplayRunner):
+    """Notes whenever it is left to wait with a free slot."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.scheduler, self.waited = None, []
+
+    def wait(self):
+        if self.free_slots:
+            self.waited.append(self.scheduler.budget.available_ns)
+        return super().wait()
+
+
+# -- the contract --------------------------------------------------------------------------------
+
+sizes = st.tuples(
+    st.sampled_from([1, 2, 4, 9, 10]),  # epochs
+    st.integers(1, 60),  # highest cost of an epoch
+    st.sampled_from([1, 3]),  # slots
+    st.integers(1, 80),  # how many of the dearest epochs the budget buys
+    st.integers(0, 10**6),  # seed
+    st.sampled_from([RandomCosts, Breaks]),
+)
+
+
+@pytest.mark.parametrize("name", [*ENTRIES, *WITH_GRID])
+@settings(max_examples=20, deadline=None)
+@given(size=sizes)
+def test_the_budget_is_spent_on_what_the_ledger_says_and_no_slot_waits(name, size):
+    epochs, highest, slots, buys, seed, make = size
+    budget_ns = highest * buys
+    landscape = make(epochs, highest)
+    scheduler = begin(name, landscape, budget_ns=budget_ns, slots=slots, seed=seed, runner=Busy)
+    runner = scheduler._runner
+    runner.scheduler = scheduler
+    scheduler.run()
+    assert scheduler.finished
+    check_ledger(scheduler, budget_ns)
+    check_curves(scheduler, landscape, seed)
+    check_stops(scheduler, name, slots)
+    # Neither a trial that waits nor one that broke off keeps the others from the device.
+    dearest = max([highest, *(o.device_ns for t in scheduler.history for o in t.curve)])
+    assert scheduler.budget.remaining_ns < dearest
+    assert all(available_ns < dearest for available_ns in runner.waited)
+
+
+@pytest.mark.parametrize("name", [*ENTRIES, *WITH_GRID])
+def test_on_curves_that_mean_something_every_entry_finds_something(name):
+    landscape = make_landscape("smooth")
+    scheduler = begin(name, landscape, budget_ns=to_ns(40), slots=3)
+    scheduler.run()
+    check_ledger(scheduler, to_ns(40))
+    check_stops(scheduler, name, 3)
+    assert scheduler.history.best.score > 0.85
+    assert any(t.state is TrialState.COMPLETED for t in scheduler.history)
+
+
+def recorded(folder, name, landscape, *, budget_ns, slots, seed):
+    """Run to the end on a file; the run, and a copy of the file after every commit."""
+    store = Store(folder / "study.sqlite", create=True)
+    store._db.execute("COMMIT")
+    store._db.execute("PRAGMA synchronous = OFF")  # nobody pulls the plug here
+    store._db.execute("BEGIN")
+    store.add_run(name, seed, landscape.space, landscape.epochs, budget_ns)
+    copies = []
+    commit = store.commit
+
+    def copy_and_commit(**options):
+        commit(**options)
+        copies.append(folder / f"{len(copies)}.sqlite")
+        shutil.copy(store.path, copies[-1])
+
+    store.commit = copy_and_commit
+    run = open_run(store, landscape, slots)
+    run.scheduler.run()
+    store.close()
+    return run.scheduler, copies
+
+
+def open_run(store, landscape, slots):
+    row = store.runs()[0]
+    searcher, policy = entry_for(row.searcher, landscape, row.seed)
+    return enter(
+        store,
+        row,
+        searcher,
+        ReplayRunner(landscape, row.seed, slots),
+        policy=policy,
+        is_replay=True,
+        on_change=lambda: None,
+    )
+
+
+def check_every_resume(folder, name, landscape, *, budget_ns, slots, seed, step=1):
+    sizes = {"budget_ns": budget_ns, "slots": slots, "seed": seed}
+    whole, copies = recorded(folder, name, landscape, **sizes)
+    twin = begin(name, landscape, **sizes)
+    twin.run()
+    assert whole.history.trials == twin.history.trials
+    for copy in copies[::step]:
+        store = Store(copy, create=False, commit_every_s=1e9)
+        resumed = open_run(store, landscape, slots).scheduler
+        resumed.run()
+        assert resumed.history.trials == twin.history.trials, copy
+        assert resumed.budget.ledger == twin.budget.ledger, copy
+        store.close()
+    return twin
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_killed_at_any_commit_a_search_ends_as_its_twin(tmp_path, name, slots):
+    twin = check_every_resume(tmp_path, name, Breaks(9, 50), budget_ns=900, slots=slots, seed=slots)
+    assert len(twin.history) > 3
+
+
+@pytest.mark.parametrize("name", [*ENTRIES, "grid+asha"])
+def test_killed_at_any_commit_a_search_of_a_finite_space_ends_as_its_twin(tmp_path, name):
+    twin = check_every_resume(tmp_path, name, Few(4, 50), budget_ns=600, slots=2, seed=3)
+    assert twin.history.is_exhausted == (name not in ("random+full", "random+median"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_killed_now_and_then_a_search_with_a_model_ends_as_its_twin(tmp_path, name):
+    landscape = RandomCosts(9, 50)
+    twin = check_every_resume(tmp_path, name, landscape, budget_ns=1_400, slots=2, seed=1, step=25)
+    assert len(twin.history) > 12
+    check_stops(twin, str(Entry.parse(name)), 2)
+    check_curves(twin, landscape, 1)
+
+
+def copy_of(history):
+    """The same history by its trials alone."""
+    other = History(history.max_epochs, history.budget_ns)
+    for trial in history:
+        other.restore(trial)
+    other.is_exhausted = history.is_exhausted
+    return other
+
+
+@pytest.mark.parametrize("landscape", [Breaks(9, 50), Few(9, 50)], ids=["breaks", "few"])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_policy_is_a_function_of_the_history_and_changes_nothing(name, landscape):
+    actions = []
+
+    class Checked:
+        def __init__(self, policy):
+            self._policy = policy
+
+        def next_action(self, history):
+            before = (history.trials, history.is_exhausted, history.running, history.best)
+            action = self._policy.next_action(history)
+            assert self._policy.next_action(history) == action
+            fresh = entry_for(name, landscape, 0)[1]
+            assert fresh.next_action(copy_of(history).view()) == action
+            after = (history.trials, history.is_exhausted, history.running, history.best)
+            assert after == before
+            actions.append(action)
+            return action
+
+    policy = Checked(entry_for(name, landscape, 0)[1])
+    begin(name, landscape, budget_ns=1_500, slots=3, policy=policy).run()
+    assert len(actions) > 5
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_broke_off_is_never_launched_again_and_holds_up_nothing(name):
+    launched = []
+
+    class Noted(ReplayRunner):
+        def launch(self, trial, until_epoch):
+            assert not trial.state.is_final
+            launched.append((trial.number, trial.epoch))
+            super().launch(trial, until_epoch)
+
+    scheduler = begin(name, Breaks(9, 50), budget_ns=20_000, slots=3, runner=Noted)
+    scheduler.run()
+    broken = [t for t in scheduler.history if t.state is TrialState.INFEASIBLE]
+    assert len({t.epoch for t in broken}) > 3  # at all kinds of epochs
+    assert any(t.state is TrialState.COMPLETED for t in scheduler.history)
+    assert len(launched) == len(set(launched))  # nobody begins twice at the same epoch
+    check_stops(scheduler, name, 3)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_where_every_configuration_breaks_off_the_search_still_ends(name):
+    class AllBreak(RandomCosts):
+        def curve(self, config, replicate):
+            scores, costs = super().curve(config, replicate)
+            return np.full_like(scores, np.nan), costs
+
+    scheduler = begin(name, AllBreak(9, 50), budget_ns=2_000, slots=2)
+    scheduler.run()
+    assert scheduler.finished
+    assert {t.state for t in scheduler.history} == {TrialState.INFEASIBLE, TrialState.PAUSED} or (
+        {t.state for t in scheduler.history} == {TrialState.INFEASIBLE}
+    )
+    assert scheduler.history.best is None
+    assert len(scheduler.history) > 20
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("name", [*ENTRIES, *WITH_GRID])
+def test_a_finite_space_is_used_up_and_the_search_ends(name, slots):
+    scheduler = begin(name, Few(9, 50), budget_ns=10**6, slots=slots)
+    scheduler.run()
+    assert scheduler.finished
+    history = scheduler.history
+    assert len({t.config["a"] for t in history}) == len(history) == 7
+    states = Counter(t.state for t in history)
+    assert states.keys() <= {TrialState.COMPLETED, TrialState.STOPPED}
+    assert states[TrialState.COMPLETED] >= 1
+    if name.endswith(("+full", "+asha")):  # there is money for all, and nothing else to buy
+        assert states[TrialState.COMPLETED] == 7
+    else:
+        rungs = rung_epochs(FIRST, 9, ETA)
+        most = max(o.score for t in history for o in t.curve if o.epoch == rungs[0])
+        assert any(t.curve[rungs[0] - 1].score == most and t.epoch > 1 for t in history)
+
+
+# -- by hand -------------------------------------------------------------------------------------
+
+LETTERS = {
+    "P": TrialState.PAUSED,
+    "R": TrialState.RUNNING,
+    "C": TrialState.COMPLETED,
+    "S": TrialState.STOPPED,
+    "I": TrialState.INFEASIBLE,
+    "F": TrialState.FAILED,
+}
+
+
+def history_of(*rows, budget_ns=None, max_epochs=9, is_exhausted=False):
+    """A history of trials given as a state's letter, the scores and, if need be, the target."""
+    history = History(max_epochs, budget_ns)
+    for number, (letter, scores, *target) in enumerate(rows):
+        curve = tuple(Observation(e, s, 10) for e, s in enumerate(scores, 1))
+        until = target[0] if target else len(scores)
+        history.restore(Trial(number, {"x": 0.5}, 0, until, LETTERS[letter], curve))
+    history.is_exhausted = is_exhausted
+    return history.view()
+
+
+MEDIAN = [("C", [0.1 * k, 0.1 * k + 0.2, 0.9, 0.0]) for k in range(1, 6)]
+"""Five of means 0.2, 0.3, 0.4, 0.5, 0.6 up to epoch 2 and (… + 0.9) / 3 up to epoch 3."""
+
+
+@pytest.mark.parametrize(
+    ("scores", "action"),
+    [
+        ([0.1, 0.39], Stop(5)),
+        ([0.1, 0.41], Resume(5, 3)),
+        ([0.41, 0.1], Resume(5, 3)),  # its best, not its last
+        ([0.1, 0.2, 0.56], Stop(5)),  # the median of the means is 1.7 / 3 = 0.567
+        ([0.1, 0.2, 0.57], Resume(5, 4)),
+    ],
+)
+def test_median_stopping_by_hand(scores, action):
+    policy = MedianStopping((2, 4), 3)
+    assert policy.next_action(history_of(*MEDIAN, ("P", scores), max_epochs=4)) == action
+
+
+def test_median_stopping_lets_the_first_five_complete():
+    policy = MedianStopping((2, 4), 3)
+    assert policy.next_action(history_of(max_epochs=4)) == Sample(4)
+    four = MEDIAN[:4]
+    assert policy.next_action(history_of(*four, max_epochs=4)) == Sample(4)
+    hopeless = ("P", [0.0, 0.0])
+    assert policy.next_action(history_of(*four, hopeless, max_epochs=4)) == Resume(4, 3)
+    # Stopped and broken ones are not completed ones.
+    others = [("S", [0.9, 0.9]), ("I", [0.9, 0.9]), ("F", [0.9, 0.9])]
+    assert policy.next_action(history_of(*four, *others, max_epochs=4)) == Sample(4)
+    assert policy.next_action(history_of(*MEDIAN, max_epochs=4)) == Sample(2)
+    assert policy.next_action(history_of(*MEDIAN, max_epochs=4, is_exhausted=True)) == Done()
+
+
+RUNGS = (1, 3, 9)
+
+
+def ones(*scores):
+    return [("P", [score]) for score in scores]
+
+
+def test_asha_promotes_in_the_order_of_the_paper():
+    asha = Asha(RUNGS, 3)
+
+    def action(*rows):
+        return asha.next_action(history_of(*rows))
+
+    assert action() == Sample(1)
+    assert action(*ones(0.5, 0.9)) == Sample(1)  # floor(2 / 3) = 0
+    assert action(*ones(0.5, 0.9, 0.1)) == Resume(1, 3)
+    gone = ("R", [0.9], 3)
+    assert action(*ones(0.5), gone, *ones(0.1)) == Sample(1)
+    assert action(*ones(0.5), gone, *ones(0.1, 0.2, 0.3)) == Sample(1)
+    # The sixth, though a bad one, makes room for a second: for the oldest of all.
+    assert action(*ones(0.5), gone, *ones(0.1, 0.2, 0.3, 0.0)) == Resume(0, 3)
+    # A late one that is better than all goes before it.
+    assert action(*ones(0.5), gone, *ones(0.1, 0.2, 0.3, 0.6)) == Resume(5, 3)
+    # One that is at its first epoch has not finished the rung; one that broke off in it has.
+    assert action(*ones(0.5), gone, *ones(0.1, 0.2, 0.3), ("R", [], 1)) == Sample(1)
+    assert action(*ones(0.5), gone, *ones(0.1, 0.2, 0.3), ("I", [], 1)) == Resume(0, 3)
+
+
+def test_asha_promotes_from_the_highest_rung_first():
+    higher = [("P", [0.9, 0.9, score]) for score in (0.4, 0.6, 0.5)]
+    lower = ones(*[0.1] * 5, 0.95, *[0.1] * 9)
+    history = history_of(*higher, *lower)
+    assert Asha(RUNGS, 3).next_action(history) == Resume(1, 9)
+    higher[1] = ("C", [0.9, 0.9, 0.6] + [0.6] * 6)
+    assert Asha(RUNGS, 3).next_action(history_of(*higher, *lower)) == Resume(8, 3)
+
+
+def test_asha_never_promotes_what_broke_off_nor_the_next_in_its_place():
+    asha = Asha(RUNGS, 3)
+    # The best broke off on its way up: it had its promotion.
+    broken = ("I", [0.9, 0.9], 3)
+    assert asha.next_action(history_of(broken, *ones(0.5, 0.4))) == Sample(1)
+    assert asha.next_action(history_of(broken, *ones(0.5, 0.4, 0.3, 0.2, 0.1))) == Resume(1, 3)
+    none = [("I", [], 1)] * 9
+    assert asha.next_action(history_of(*none)) == Sample(1)
+
+
+def test_asha_gives_what_is_left_to_the_best_when_there_is_nothing_new():
+    asha = Asha(RUNGS, 3)
+    assert asha.next_action(history_of(*ones(0.5, 0.9), is_exhausted=True)) == Resume(1, 3)
+    rest = [*ones(0.5), ("P", [0.9, 0.9, 0.9])]
+    assert asha.next_action(history_of(*rest, is_exhausted=True)) == Resume(1, 9)
+    rest = [*ones(0.5), ("C", [0.9] * 9)]
+    assert asha.next_action(history_of(*rest, is_exhausted=True)) == Resume(0, 3)
+    rest = [("C", [0.5] * 9), ("I", [0.9])]
+    assert asha.next_action(history_of(*rest, is_exhausted=True)) == Done()
+
+
+def test_asha_gives_up_whom_the_rest_of_the_budget_cannot_promote():
+    asha = Asha(RUNGS, 3)
+    rows = [("R", [0.95], 3), *ones(0.5, 0.7, 0.6, 0.2)]  # 5 epochs of 10 ns; promoting takes 2
+    # With 39 ns left only one promotion and part of a second are possible: two may hope.
+    assert asha.next_action(history_of(*rows, budget_ns=89)) == Stop(4)
+    rows[4] = ("S", [0.2])
+    assert asha.next_action(history_of(*rows, budget_ns=89)) == Stop(1)
+    rows[1] = ("S", [0.5])
+    assert asha.next_action(history_of(*rows, budget_ns=89)) == Sample(1)
+    rows = [("R", [0.95], 3), *ones(0.5, 0.7, 0.6, 0.2)]
+    assert asha.next_action(history_of(*rows, budget_ns=109)) == Stop(4)
+    assert asha.next_action(history_of(*rows, budget_ns=110)) == Sample(1)
+    assert asha.next_action(history_of(*rows)) == Sample(1)  # no limit, no end of hope
+
+
+class NeverGivesUp(Asha):
+    def _hopeless(self, history):
+        return None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([2, 4, 9, 12]),
+    st.integers(2, 4),
+    st.integers(1, 4),
+    st.one_of(st.integers(1, 30), st.integers(1, 200)),
+    st.integers(0, 10**6),
+    st.sampled_from([RandomCosts, Few]),
+)
+def test_whom_asha_gives_up_would_not_have_been_promoted(epochs, eta, slots, affords, seed, make):
+    landscape, rungs = make(epochs, 7, equal=True), rung_epochs(1, epochs, eta)
+    both = []
+    for policy in (Asha(rungs, eta), NeverGivesUp(rungs, eta)):
+        scheduler = begin(
+            "random+asha",
+            landscape,
+            budget_ns=7 * affords + 3,
+            slots=slots,
+            seed=seed,
+            policy=policy,
+        )
+        scheduler.run()
+        both.append(scheduler.history)
+    asha, oracle = both
+    assert len(asha) == len(oracle)
+    for mine, other in zip(asha, oracle, strict=True):
+        assert (mine.config, mine.curve, mine.target) == (other.config, other.curve, other.target)
+        given_up = (TrialState.STOPPED, TrialState.PAUSED)
+        assert mine.state is other.state or (mine.state, other.state) == given_up
+
+
+def test_asha_gives_most_up_by_the_end_and_few_at_the_beginning():
+    landscape = RandomCosts(9, 10, equal=True)
+    scheduler = begin("random+asha", landscape, budget_ns=10 * 600)
+    waiting = []
+
+    def count():
+        paused = [t for t in scheduler.history if t.state is TrialState.PAUSED]
+        waiting.append(len(paused))
+
+    scheduler._on_change = count
+    scheduler.run()
+    stopped = sum(t.state is TrialState.STOPPED for t in scheduler.history)
+    assert waiting[-1] <= 2 * (len(RUNGS) - 1)  # one, and one in part, at each rung but the last
+    assert stopped > len(scheduler.history) / 2
+    assert max(waiting) > 50
+
+
+def test_asha_keeps_no_more_than_so_many_checkpoints(monkeypatch):
+    monkeypatch.setattr(fidelity, "_MOST_PAUSED", 5)
+    rows = [*ones(0.5, 0.1, 0.3, 0.1), ("P", [0.0, 0.0, 0.0]), ("R", [0.99], 3), ("R", [0.98], 3)]
+    asha = Asha(RUNGS, 3)
+    assert asha.next_action(history_of(*rows)) == Sample(1)
+    rows += ones(0.2)
+    # The lowest rung first, there the worst, of equals the later.
+    assert asha.next_action(history_of(*rows)) == Stop(3)
+    scheduler = begin("random+asha", RandomCosts(9, 10), budget_ns=10_000, slots=3)
+    most = []
+    scheduler._on_change = lambda: most.append(
+        sum(t.state is TrialState.PAUSED for t in scheduler.history)
+    )
+    scheduler.run()
+    assert 5 < max(most) <= 5 + 3  # as many as there are slots may come in at once
+
+
+@pytest.mark.parametrize(
+    ("rows", "action"),
+    [
+        ([("P", [0.1])], Resume(0, 3)),  # the first of all has nobody before it
+        ([("R", [0.5], 3), ("P", [0.6])], Resume(1, 3)),
+        ([("R", [0.5], 3), ("P", [0.5])], Resume(1, 3)),
+        ([("R", [0.5], 3), ("P", [0.4])], Stop(1)),
+        ([("R", [0.5], 3), ("S", [0.4]), ("P", [0.45])], Stop(2)),
+        ([("S", [0.1])] * 4 + [("R", [0.5], 3), ("P", [0.45])], Resume(5, 3)),  # 2nd of 6
+        ([("S", [0.1])] * 3 + [("R", [0.5], 3), ("P", [0.45])], Stop(4)),  # 2nd of 5
+        ([("I", [])] * 4 + [("R", [0.5], 3), ("P", [0.45])], Resume(5, 3)),
+        ([("P", [0.1, 0.1, 0.1])], Resume(0, 9)),
+        ([("C", [0.5] * 9), ("P", [0.9, 0.9, 0.4])], Stop(1)),
+        ([("C", [0.5] * 9)], Sample(1)),
+        ([("S", [0.5]), ("R", [], 1)], Sample(1)),
+    ],
+)
+def test_asha_that_stops_by_hand(rows, action):
+    assert AshaStopping(RUNGS, 3).next_action(history_of(*rows)) == action
+
+
+def test_a_rung_of_successive_halving_waits_for_all_and_stops_before_it_promotes():
+    halving = Halving.successive((1, 3), 3)  # three trials, of which one goes on
+
+    def action(*rows, **more):
+        return halving.next_action(history_of(*rows, max_epochs=3, **more))
+
+    assert action() == action(*ones(0.1, 0.9)) == Sample(1)
+    # One is still on its way: the slot begins the next bracket.
+    assert action(*ones(0.1, 0.9), ("R", [], 1)) == Sample(1)
+    assert action(*ones(0.1, 0.9, 0.5)) == Stop(2)
+    assert action(*ones(0.1, 0.9), ("S", [0.5])) == Stop(0)
+    assert action(("S", [0.1]), *ones(0.9), ("S", [0.5])) == Resume(1, 3)
+    done = [("S", [0.1]), ("C", [0.9] * 3), ("S", [0.5])]
+    assert action(*done) == Sample(1)
+    # The second bracket knows nothing of the first.
+    assert action(*done, *ones(0.2, 0.1), ("S", [0.15])) == Stop(4)
+    # The older bracket goes first, and a broken one is never the best.
+    assert action(*ones(0.1), ("S", [0.05]), ("I", []), *ones(0.9, 0.8, 0.7)) == Resume(0, 3)
+    # What is left of a finite space makes a smaller bracket.
+    assert action(*ones(0.1, 0.9), is_exhausted=True) == Stop(0)
+    assert action(("S", [0.1]), *ones(0.9), is_exhausted=True) == Resume(1, 3)
+    assert action(*done, is_exhausted=True) == Done()
+
+
+TABLE = [  # Li et al. (2018): R = 81, eta = 3
+    ((81, 1), (27, 3), (9, 9), (3, 27), (1, 81)),
+    ((34, 3), (11, 9), (3, 27), (1, 81)),
+    ((15, 9), (5, 27), (1, 81)),
+    ((8, 27), (2, 81)),
+    ((5, 81),),
+]
+CYCLE = sum(
+    n * (until - before)
+    for bracket in TABLE
+    for (n, until), before in zip(bracket, [0, *(until for _, until in bracket)], strict=False)
+)
+
+
+@pytest.mark.parametrize(("slots", "more"), [(1, 0), (3, 81 * 9)])
+def test_a_cycle_of_hyperband_trains_what_the_papers_table_says(slots, more):
+    assert CYCLE == 1581  # in epochs: about 5 R for each of the five brackets, less the rounding
+    scheduler = begin("hyperband", Formula(81), budget_ns=CYCLE + more, slots=slots)
+    scheduler.run()
+    trials = scheduler.history.trials
+    if not more:
+        assert scheduler.budget.remaining_ns == 0
+        assert len(trials) == 81 + 34 + 15 + 8 + 5
+    first = 0
+    for bracket in TABLE:
+        members = trials[first : first + bracket[0][0]]
+        first += bracket[0][0]
+        assert [sum(t.epoch >= until for t in members) for _, until in bracket] == [
+            n for n, _ in bracket
+        ]
+        ranked = sorted(members, key=lambda t: -t.config["x"])
+        for n, until in bracket:
+            assert all(t.epoch >= until for t in ranked[:n])  # the right ones
+        ended = {t.epoch: t.state for t in members}
+        assert ended.pop(81) is TrialState.COMPLETED
+        assert set(ended.values()) <= {TrialState.STOPPED}
+
+
+def test_paused_trials_go_on_where_they_were():
+    launches = []
+
+    class Noted(ReplayRunner):
+        def launch(self, trial, until_epoch):
+            launches.append((trial.number, trial.epoch, until_epoch))
+            super().launch(trial, until_epoch)
+
+    landscape = RandomCosts(9, 50)
+    scheduler = begin("random+asha", landscape, budget_ns=15_000, slots=3, runner=Noted)
+    scheduler.run()
+    check_curves(scheduler, landscape, 0)
+    for trial in scheduler.history:
+        mine = [(a, b) for n, a, b in launches if n == trial.number]
+        assert mine[0][0] == 0
+        assert all(b == c for (_, b), (c, _) in pairwise(mine))
+        assert mine[-1][1] >= trial.epoch
+    assert any(t.state is TrialState.COMPLETED for t in scheduler.history)
+    assert len(launches) > len(scheduler.history)
+
+
+def test_of_equal_scores_the_checkpoint_of_the_earlier_trial_is_kept():
+    # The later trial ends first; the earlier one is the incumbent all the same.
+    marks = [Checkpoint(f"c{i}", "0") for i in range(4)]
+    runner = Scripted(
+        epoch(0.3, checkpoint=marks[0], ends=True),
+        epoch(0.4, checkpoint=marks[1]),
+        epoch(0.5, checkpoint=marks[2], ends=True),
+        epoch(0.5, checkpoint=marks[3], ends=True),
+    )
+    actions = iter([Sample(1), Sample(2), Resume(0, 2)])
+
+    class Follows:
+        def next_action(self, history):
+            return next(actions, Done())
+
+    budget = Budget(10**6)
+    searcher = make_searcher("random", RandomCosts.space, 0)
+    history = History(2, 10**6)
+    scheduler = Scheduler(searcher, Follows(), runner, history, Recorder(budget), seed=0)
+    scheduler.run()
+    assert [t.score for t in history] == [0.5, 0.5]
+    assert history.best.number == 0
+    assert runner.discarded == [1, 0, 1]  # superseded, superseded, beaten
+
+
+def test_a_training_that_says_itself_that_it_is_complete_is_not_waited_for():
+    # As a user's generator may, before it has come to the rung.
+    short = {"kind": EventKind.EXHAUSTED, "ends": True}
+    for name in ENTRIES:
+        answers = [epoch(0.5), short, *[epoch(0.4, ends=True), epoch(0.3, ends=True)] * 2]
+        searcher, policy = make_entry(
+            name, SearchSpace(a=Choice(("p", "q", "r"))), 0, epochs=3, min_epochs=3
+        )
+        scheduler = Scheduler(
+            searcher, policy, Scripted(*answers), History(3, 10**6), Recorder(Budget(10**6)), seed=0
+        )
+        scheduler.run()
+        assert scheduler.finished
+        assert all(t.state is TrialState.COMPLETED for t in scheduler.history), name
+
+
+# -- entries -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "fidelity_flag", "entry", "name"),
+    [
+        ("random", "full", ("random", "full"), "random"),
+        ("random", "asha", ("random", "asha"), "random+asha"),
+        ("random+asha", "hyperband", ("random", "asha"), "random+asha"),
+        ("asha", "full", ("random", "asha"), "random+asha"),
+        ("hyperband", "full", ("random", "hyperband"), "random+hyperband"),
+        ("random+full", "asha", ("random", "full"), "random"),
+        ("bohb", "asha", ("bohb", "hyperband"), "bohb"),
+        ("bohb+full", "full", ("bohb", "full"), "bohb+full"),
+        ("bayes+asha-stop", "full", ("bayes", "asha-stop"), "bayes+asha-stop"),
+    ],
+)
+def test_what_an_entry_stands_for(text, fidelity_flag, entry, name):
+    if entry[0] not in SEARCHERS:
+        pytest.skip(f"no {entry[0]} here")
+    parsed = Entry.parse(text, fidelity_flag)
+    assert parsed == Entry(*entry)
+    assert str(parsed) == name
+    assert Entry.parse(name) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "fidelity_flag", "message"),
+    [
+        ("randon", "full", "no searcher 'randon'; did you mean 'random'"),
+        ("hyperbnad", "full", "no searcher 'hyperbnad'; did you mean 'hyperband'"),
+        ("random+ahsa", "full", "no fidelity 'ahsa'; did you mean 'asha'"),
+        ("randon+asha", "full", "did you mean 'random'"),
+        ("asha+random", "full", "no searcher 'asha'"),
+        ("random+asha+sh", "full", "no fidelity 'asha.sh'"),
+        ("random+", "full", "no fidelity ''"),
+        ("+asha", "full", "no searcher ''"),
+        ("full", "full", "no searcher 'full'"),
+        ("random", "ahsa", "did you mean 'asha'"),
+        ("random+asha", "ahsa", "did you mean 'asha'"),  # though it is not needed
+        ("hyperband", "ahsa", "did you mean 'asha'"),
+    ],
+)
+def test_an_entry_that_there_is_not(text, fidelity_flag, message):
+    with pytest.raises(ValueError, match=message):
+        Entry.parse(text, fidelity_flag)
+
+
+@pytest.mark.parametrize("name", OWN_MINDS)
+def test_who_decides_itself_takes_no_policy(name):
+    with pytest.raises(ValueError, match=r"leave out \+asha"):
+        Entry.parse(f"{name}+asha")
+    assert Entry.parse(name, "asha") == Entry(name, "full")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("random+asha", {"epochs": None}, "needs max_epochs"),
+        ("random+median", {"epochs": None}, "needs max_epochs"),
+        ("random+asha", {"epochs": 9, "min_epochs": 10}, "full length, 9, got 10"),
+        ("random+asha", {"epochs": 9, "eta": 1}, "2 or more, got 1"),
+        ("random", {"epochs": 9, "eta": 1}, "2 or more, got 1"),
+        ("random", {"epochs": 9, "min_epochs": 0}, "at least 1"),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_entry(name, RandomCosts.space, 0, **options)
+
+
+def test_the_first_rung_by_default():
+    assert [default_min_epochs(n) for n in (1, 2, 3, 27, 54, 81, 270)] == [1, 2, 2, 2, 2, 3, 10]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("name", POLICIES)
+def test_trainings_of_one_or_two_epochs_have_one_rung(name, epochs):
+    landscape = RandomCosts(epochs, 10)
+    _, policy = make_entry(f"random+{name}", landscape.space, 0, epochs=epochs)
+    scheduler = begin("random", landscape, budget_ns=200, policy=policy)
+    scheduler.run()
+    assert all(t.epoch == epochs for t in scheduler.history.trials[:-1])
