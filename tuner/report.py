@@ -16,6 +16,7 @@ import numpy as np
 
 from tuner.budget import Costs, to_minutes
 from tuner.files import write_atomically
+from tuner.importance import importance
 from tuner.progress import Line, race_progress
 from tuner.reader import RunRow
 from tuner.terrain import Terrain
@@ -109,12 +110,14 @@ def run_summary(outcome: Outcome) -> dict[str, Any]:
 
 def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The content of summary.json."""
+    found = importance(outcomes[0].row.space, (t for o in outcomes for t in o.history))
     keys = ("device", "unit", "data", "landscape", "measure", "epochs", "budget_minutes", "slots")
     return {
         **{key: settings.get(key) for key in keys},
         "runs": [run_summary(outcome) for outcome in outcomes],
         "progress": (progress := race_progress(lines_of(outcomes), settings["budget_minutes"])),
         "verdict": judge(settings, outcomes, progress),
+        "importance": None if found is None else found.to_json(),
     }
 
 
