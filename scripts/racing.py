@@ -187,7 +187,7 @@ def _check_budget(race: Race) -> None:
 def _finish(
     store: Store, race: Race, track: Track, request: Request, folder: Path, console: Console
 ) -> None:
-    """Find out what each run's incumbent is worth, and write the files and the picture."""
+    """Find out what each run's incumbent is worth, and write the files and the pictures."""
     outcomes = [_outcome(store, run, track, console) for run in race.runs]
     settings = {
         **vars(request),
@@ -199,10 +199,11 @@ def _finish(
         "caveat": track.landscape.caveat if track.landscape else "",
     }
     content = write_files(folder, settings, outcomes)
-    from tuner.plots import draw_race
+    from tuner.plots import draw_effects, draw_race
 
     title = f"{settings['landscape'] or settings['data']} on {track.device}"
     draw_race(folder / "race.png", outcomes, track.unit, title)
+    draw_effects(folder / "knobs.png", outcomes, content["importance"], title)
     if has_plotly():
         start = request.shared_start
         scenes = [
@@ -217,6 +218,7 @@ def _finish(
             terrain=track.landscape,
             verdict=content["verdict"],
             pair=main_knobs(outcomes),
+            importance=content["importance"],
         )
 
 

@@ -23,6 +23,7 @@ from scripts.racing import Request, entry_for, run_race
 from scripts.stopping import Stopped, stopping_signals
 from tuner.budget import to_ns
 from tuner.entry import ETA, Entry
+from tuner.importance import in_words
 from tuner.store import Store
 from tuner.terminal import closing_table
 
@@ -205,6 +206,8 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
         return
     console.print(closing_table(summary))
     console.print(summary["verdict"]["text"], soft_wrap=True, markup=False, highlight=False)
+    mattered = in_words(summary["importance"])
+    console.print(mattered, soft_wrap=True, markup=False, highlight=False)
     fallbacks = sum(run["fallbacks"] for run in summary["runs"])
     if fallbacks:
         console.print(

@@ -1,8 +1,8 @@
-"""The picture of a race: best so far against device minutes, and where each searcher looked."""
+"""The pictures of a race: best so far, where each searcher looked, what each knob did to scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tuner.budget import to_minutes
+from tuner.importance import (
+    Cell,
+    effects,
+    in_words,
+    interesting_floor,
+    measured,
+    stands_out,
+)
 from tuner.progress import at, progress
 from tuner.report import Outcome, lines_of, main_knobs
-from tuner.space import Choice, SearchSpace
+from tuner.space import Choice, Domain, Float, Int, SearchSpace
 
 # Okabe and Ito's colours, told apart by colour-blind eyes as well.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
@@ -52,8 +60,7 @@ def _interesting_floor(outcomes: Sequence[Outcome]) -> float:
     scores = [t.score for o in outcomes for t in o.history if t.score is not None]
     if not scores:
         return 0.0
-    best, median = max(scores), float(np.median(scores))
-    return max(min(scores), median - 1.5 * (best - median)) - 0.01 * (best - median)
+    return interesting_floor(scores) - 0.01 * (max(scores) - float(np.median(scores)))
 
 
 def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: float) -> None:
@@ -121,7 +128,8 @@ def _draw_probes(
             panel.plot(*spot, "*", color="#D55E00", markersize=17, markeredgecolor="white")
         panel.set_title(f"{name}: {len(trials)} trials", loc="left", fontsize=11)
         panel.set_xlabel(x)
-        _scale(panel, space, x, y)
+        _scale(panel, "x", space[x])
+        _scale(panel, "y", space[y])
     panels[0].set_ylabel(y if y != x else "")
     if shown is not None:
         bar = figure.colorbar(shown, ax=list(panels), pad=0.01, aspect=25)
@@ -136,16 +144,98 @@ def _place(space: SearchSpace, name: str, values: Sequence[Any]) -> list[Any]:
     return list(values)
 
 
-def _scale(panel: Axes, space: SearchSpace, x: str, y: str) -> None:
-    for name, axis, side in ((x, panel.xaxis, "x"), (y, panel.yaxis, "y")):
-        domain = space[name]
-        if isinstance(domain, Choice):
-            axis.set_ticks(range(len(domain.options)), [str(o) for o in domain.options])
+def _scale(panel: Axes, side: str, domain: Domain) -> None:
+    if isinstance(domain, Choice):
+        getattr(panel, f"set_{side}ticks")(range(len(domain.options)), map(str, domain.options))
+        return
+    low, high = float(domain.low), float(domain.high)
+    if isinstance(domain, Int):
+        low, high = low - 0.5, high + 0.5
+    if domain.log:
+        room = (high / low) ** 0.04
+        panel.set(**{f"{side}scale": "log", f"{side}lim": (low / room, high * room)})
+        return
+    room = 0.04 * (high - low)
+    panel.set(**{f"{side}lim": (low - room, high + room)})
+    if isinstance(domain, Int):
+        getattr(panel, f"{side}axis").set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def draw_effects(
+    path: Path, outcomes: Sequence[Outcome], found: Mapping[str, Any] | None, title: str
+) -> None:
+    """Write a PNG with a panel for each knob: scores over its values, and quartiles in its cells.
+
+    `found` is `importance` of summary.json.
+    """
+    space = outcomes[0].row.space
+    trials = [t for o in outcomes for t in o.history]
+    epoch, results = measured(space, trials)
+    columns = min(len(space), 4)
+    rows = -(-len(space) // columns)
+    figure = Figure(figsize=(max(7.5, 3.5 * columns), 3.1 * rows + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        f"{title}\n{in_words(found)}", fontsize=12, fontweight="bold", x=0.01, ha="left"
+    )
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    scores = [score for _, score in results]
+    floor = interesting_floor(scores) if scores else _interesting_floor(outcomes)
+    for panel, (knob, cells) in zip(panels.flat, effects(space, trials).items(), strict=False):
+        _draw_scores(panel, outcomes, knob, epoch, floor)
+        _draw_cells(panel, cells, floor)
+        share = f"  {100 * found['shares'][knob]:.0f} %" if found and stands_out(found) else ""
+        panel.set_title(f"{knob}{share}", loc="left", fontsize=11)
+        _scale(panel, "x", space[knob])
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels.flat[len(space) :]:
+        panel.set_visible(False)
+    is_clipped = any(t.score is not None and t.score < floor for t in trials)
+    note = f"\n(below {floor:.2f}: at the edge)" if is_clipped else ""
+    for panel in panels[:, 0]:
+        panel.set_ylabel(f"validation accuracy{note}")
+    panels.flat[0].plot([], "o", ms=4, mfc="none", mec="#666666", label="shorter training")
+    figure.legend(
+        *panels.flat[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        title="In a cell the other knobs are wherever the searchers put them.",
+        title_fontsize=9,
+    )
+    figure.savefig(path, dpi=130)
+
+
+def _draw_scores(
+    panel: Axes, outcomes: Sequence[Outcome], knob: str, epoch: int, floor: float
+) -> None:
+    """Trials with the score by which they are compared; hollow those that did not get so far."""
+    space = outcomes[0].row.space
+    shuffler = np.random.default_rng(0)
+    width = 0.0 if isinstance(space[knob], Float) or getattr(space[knob], "log", False) else 0.5
+    for i, name in enumerate(dict.fromkeys(o.row.searcher for o in outcomes)):
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "clip_on": False}
+        trials = [t for o in outcomes if o.row.searcher == name for t in o.history]
+        scored = [t for t in trials if t.score is not None]
+        known = [{o.epoch: o.score for o in t.curve} for t in scored]
+        x = np.array(_place(space, knob, [t.config[knob] for t in scored]), dtype=float)
+        x += width * (shuffler.random(len(x)) - 0.5)  # or equal values would hide one another
+        y = np.array([k.get(epoch, t.score) for k, t in zip(known, scored, strict=True)])
+        y = np.maximum(y.astype(float), floor)
+        whole = np.array([epoch in k for k in known], dtype=bool)
+        style["alpha"] = min(0.65, 12 / (len(x) + 1) ** 0.5)
+        panel.plot(*(x[whole], y[whole], "o"), ms=4, mew=0, label=name, **style)
+        panel.plot(*(x[~whole], y[~whole], "o"), ms=3.4, mew=0.8, mfc="none", **style)
+
+
+def _draw_cells(panel: Axes, cells: Sequence[Cell], floor: float) -> None:
+    """Steps and not a line through them: a median is that of a whole cell."""
+    label = "median and quartiles of a cell"
+    for cell in cells:
+        if cell.quartiles is None:
             continue
-        if domain.log:
-            panel.set(**{f"{side}scale": "log"})
-        room = (domain.high / domain.low) ** 0.04 if domain.log else 0.0
-        pad = 0.04 * (domain.high - domain.low)
-        low = domain.low / room if domain.log else domain.low - pad
-        high = domain.high * room if domain.log else domain.high + pad
-        panel.set(**{f"{side}lim": (low, high)})
+        low, middle, high = np.maximum(cell.quartiles, floor)
+        ends = [cell.low, cell.high]
+        panel.fill_between(ends, low, high, color="#333333", alpha=0.16, linewidth=0)
+        panel.plot(ends, [middle] * 2, color="#111111", lw=2.4, solid_capstyle="butt", label=label)
+        label = "_again"

@@ -6,12 +6,13 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuner.budget import to_minutes
 from tuner.files import write_atomically
+from tuner.importance import effects, in_words, interesting_floor, measured, stands_out
 from tuner.page.assets import STATIC, plotly_script
 from tuner.page.belief import belief
 from tuner.page.film import Scene, film, surface
@@ -36,10 +37,12 @@ def write_report(
     terrain: Terrain | None,
     verdict: dict[str, Any],
     pair: tuple[str, str],
+    importance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page with the film, the landscape over some pairs of knobs, and some beliefs.
 
     `pair` are the two knobs that it opens with; beliefs are kept for them and for the first seed.
+    `importance` is that of summary.json.
     """
     content = film(
         "finished", title, scenes, device=device, unit=unit, terrain=terrain, verdict=verdict
@@ -51,6 +54,7 @@ def write_report(
     seed = min(scene.row.seed for scene in scenes)
     shown = [scene for scene in scenes if scene.row.seed == seed]
     content["beliefs"] = [found for s in shown for found in _beliefs(s, *pair, others) if pairs]
+    content["effects"] = _effects(scenes, importance)
     write_atomically(path, page_with(content))
 
 
@@ -91,6 +95,22 @@ def _pairs(space: SearchSpace, first: tuple[str, str]) -> list[tuple[str, str]]:
     others = [(x, y) for i, x in enumerate(names) for y in names[i + 1 :]]
     rest = [pair for pair in others if set(pair) != set(first)]
     return [first, *rest][:_MOST_PAIRS]
+
+
+def _effects(scenes: Sequence[Scene], importance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What mattered, and for each knob [low, high, first, second, third quartile] of its cells."""
+    space, trials = scenes[0].row.space, [t for scene in scenes for t in scene.history]
+    epoch, results = measured(space, trials)
+    return {
+        "text": in_words(importance),
+        "shares": importance["shares"] if importance and stands_out(importance) else None,
+        "epoch": epoch,
+        "floor": interesting_floor([score for _, score in results]) if results else None,
+        "cells": {
+            name: [[cell.low, cell.high, *cell.quartiles] for cell in cells if cell.quartiles]
+            for name, cells in effects(space, trials).items()
+        },
+    }
 
 
 def _others(scenes: Sequence[Scene], terrain: Terrain | None) -> Config:

@@ -229,6 +229,13 @@ def test_a_report_is_the_page_without_a_server(watched, finished):
     watched.until("tunerPage.film && document.querySelectorAll('.panel').length == 1")
     watched.until("+document.querySelector('.panel').dataset.trials > 5")
     assert "cliff" in page.inner_text("body").lower()
+    assert page.inner_text("#effects-text") == "The race is still running."
+    page.evaluate(
+        "(() => { const s = document.querySelector('#scrub'); s.value = s.max;"
+        " s.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+    watched.until("document.querySelectorAll('#effects .js-plotly-plot').length == 2")
+    assert "mattered" in page.inner_text("#effects-text")
     assert {url.split(":")[0] for url in watched.requests} <= {"file", "data", "blob"}
     assert sum(url.startswith("file") for url in watched.requests) == 1
 

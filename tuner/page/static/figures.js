@@ -248,6 +248,58 @@ const Figures = (() => {
     };
   }
 
+  // --- the effect of a knob -----------------------------------------------------------------------
+
+  /**
+   * Scores over a knob's values, and the quartiles in its cells.
+   * groups: one a searcher, with name, colour and points; cells: [low, high, and three quartiles];
+   * low and high: of the score axis.
+   */
+  function effect({ knob, index, groups, cells, low, high, scoreName, theme }) {
+    const room = 0.05 * (high - low);
+    const place = (value) => (knob.log ? Math.log10(value) : value);
+    const clip = (score) => Math.max(score, low);
+    const steps = (quartile) => cells.flatMap((cell) => [clip(cell[quartile]), clip(cell[quartile]), null]);
+    const ends = cells.flatMap(([from, to]) => [place(from), place(to), null]);
+    const bands = cells.map(([from, to, first, , third]) => ({
+      type: "rect", x0: place(from), x1: place(to), y0: clip(first), y1: clip(third),
+      layer: "below", line: { width: 0 }, fillcolor: theme.muted, opacity: 0.22,
+    }));
+    const points = groups.map(({ name, colour, points: all }) => ({
+      type: "scatter",
+      mode: "markers",
+      x: all.map(({ config, number }) => spot(knob, config[index], number, 0.7549)),
+      y: all.map(({ score }) => clip(score)),
+      customdata: all.map(({ number, score }) => [number, Film.scoreText(score)]),
+      marker: {
+        color: colour, size: 5, opacity: all.length > 100 ? 0.45 : 0.65,
+        symbol: all.map(({ isShort }) => (isShort ? "circle-open" : "circle")),
+      },
+      hovertemplate: `${escape(name)} trial %{customdata[0]}: %{customdata[1]}<extra></extra>`,
+      cliponaxis: false,
+    }));
+    const medians = { ...curve(ends, steps(3)), line: { color: theme.ink, width: 2.6 }, hoverinfo: "skip" };
+    const axis = knobAxis(knob, theme, false);
+    const layout = {
+      margin: { l: 48, r: 10, t: 10, b: 28 },
+      xaxis: { ...axis, title: undefined, mirror: false },
+      yaxis: {
+        title: { text: index === 0 ? escape(scoreName) : "", standoff: 6, font: { color: theme.ink, size: 12 } },
+        range: [low - room, high + room], fixedrange: true, gridcolor: theme.line, zeroline: false,
+        tickfont: axisFont(theme), nticks: 6,
+      },
+      shapes: bands,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: theme.font, color: theme.ink, size: 12 },
+      hoverlabel: { bgcolor: theme.card, bordercolor: theme.line, font: { color: theme.ink, size: 12 } },
+      hovermode: "closest",
+      dragmode: false,
+      showlegend: false,
+    };
+    return { data: [...points, medians], layout };
+  }
+
   // --- the chart --------------------------------------------------------------------------------
 
   /**
@@ -362,5 +414,5 @@ const Figures = (() => {
     text: `the best known: ${Film.scoreText(top)}`, font: { color: theme.muted, size: 11 },
   });
 
-  return { CONFIG, VIRIDIS, CIVIDIS, colourOf, panel, pixel, chart };
+  return { CONFIG, VIRIDIS, CIVIDIS, colourOf, panel, pixel, effect, chart };
 })();

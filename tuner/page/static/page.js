@@ -258,6 +258,7 @@
     player.draw();
     Stage.draw(view);
     Outcome.draw(view);
+    Effects.draw(view);
   }
 
   /** A searcher keeps its colour from one race to the next. */
