@@ -234,7 +234,7 @@ def in_words(found: Mapping[str, Any] | None) -> str:
     if found is None and not has_optuna():
         return "What mattered: importance needs tuner[optuna]."
     if found is None:
-        return "What mattered: too few trials differ to say."
+        return "What mattered: too few comparable trials to say."
     if not stands_out(found):
         return f"What mattered: no knob stands out from chance in {found['trials']} trials."
     ranked = sorted(found["shares"].items(), key=lambda pair: -pair[1])

@@ -200,7 +200,7 @@ def draw_effects(
         loc="outside lower center",
         ncols=6,
         frameon=False,
-        title="In a cell the other knobs are wherever the searchers put them.",
+        title="In a cell the other knobs are wherever the searchers put them." if results else None,
         title_fontsize=9,
     )
     figure.savefig(path, dpi=130)
@@ -209,12 +209,14 @@ def draw_effects(
 def _draw_scores(
     panel: Axes, outcomes: Sequence[Outcome], knob: str, epoch: int, floor: float
 ) -> None:
-    """Trials with the score by which they are compared; hollow those that did not get so far."""
+    """Trials with the score at `epoch`, hollow those that did not get so far; 0 is any epoch."""
     space = outcomes[0].row.space
     shuffler = np.random.default_rng(0)
     width = 0.0 if isinstance(space[knob], Float) or getattr(space[knob], "log", False) else 0.5
     for i, name in enumerate(dict.fromkeys(o.row.searcher for o in outcomes)):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "clip_on": False}
+        # Outside the layout, in which unclipped points that are not there would have a place.
+        style: dict[str, Any] = {"clip_on": False, "in_layout": False}
+        style["color"] = COLOURS[i % len(COLOURS)]
         trials = [t for o in outcomes if o.row.searcher == name for t in o.history]
         scored = [t for t in trials if t.score is not None]
         known = [{o.epoch: o.score for o in t.curve} for t in scored]
@@ -222,7 +224,7 @@ def _draw_scores(
         x += width * (shuffler.random(len(x)) - 0.5)  # or equal values would hide one another
         y = np.array([k.get(epoch, t.score) for k, t in zip(known, scored, strict=True)])
         y = np.maximum(y.astype(float), floor)
-        whole = np.array([epoch in k for k in known], dtype=bool)
+        whole = np.array([epoch in k or epoch == 0 for k in known], dtype=bool)
         style["alpha"] = min(0.65, 12 / (len(x) + 1) ** 0.5)
         panel.plot(*(x[whole], y[whole], "o"), ms=4, mew=0, label=name, **style)
         panel.plot(*(x[~whole], y[~whole], "o"), ms=3.4, mew=0.8, mfc="none", **style)

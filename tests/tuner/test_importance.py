@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from tests.helpers import search
 from tuner import importance as module
 from tuner.budget import to_ns
 from tuner.importance import effects, importance, in_words, measured
+from tuner.plots import draw_effects
+from tuner.reader import RunRow
+from tuner.report import Outcome
 from tuner.space import Choice, Float, Int, SearchSpace
 from tuner.trial import Observation, Trial, TrialState
 
@@ -136,6 +140,18 @@ def test_cells_lie_on_each_knob_s_own_scale():
     assert found["layers"][2].quartiles is None
     assert (found["width"][0].low, found["width"][-1].high) == (0.5, 64.5)
     assert [c.count for c in found["act"]] == [0, 24, 0]  # True is another option than 1
+
+
+@pytest.mark.parametrize("minutes", [0.01, 1.5, 20])
+def test_effects_are_drawn_of_however_few_trials(tmp_path, minutes):
+    smooth = make_landscape("smooth", 3)
+    scheduler = search(smooth, budget_ns=to_ns(minutes))
+    scheduler.run()
+    row = RunRow(1, "random", 0, smooth.space, 12, to_ns(minutes), 0, None, None)
+    outcome = Outcome(row, scheduler.history, scheduler.budget.ledger, None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Matplotlib warns where there is no room
+        draw_effects(tmp_path / "knobs.png", [outcome], None, "smooth")
 
 
 def test_a_race_writes_what_mattered(tmp_path):

@@ -44,7 +44,8 @@ const Effects = (() => {
   function pointOf(searcher, { number, config, state, curve }, epoch) {
     if (SCORELESS.has(state) || curve.length === 0) return [];
     const compared = curve.find(([at]) => at === epoch);
-    return [{ searcher, number, config, isShort: !compared, score: (compared ?? curve.at(-1))[1] }];
+    const isShort = epoch > 0 && !compared;
+    return [{ searcher, number, config, isShort, score: (compared ?? curve.at(-1))[1] }];
   }
 
   function panelOf(knob, { shares }) {
