@@ -14,7 +14,7 @@ from models.data import prepare
 from models.knobs import make_space
 from models.training_runner import Setup, TrainingRunner, WorkerPool, find_devices
 from tuner.budget import Budget, Kind, to_ns
-from tuner.fidelity import Done, FullFidelity, Sample
+from tuner.fidelity import Asha, Done, FullFidelity, Halving, Sample
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler
 from tuner.searchers import make_searcher
 from tuner.trial import Checkpoint, History, TrialState
@@ -212,6 +212,57 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(pool, setup):
 def test_only_the_winners_checkpoint_is_kept(pool, setup, twin):
     kept = sorted(p.name for p in setup.directory.glob("twin-*.npz"))
     assert kept == [twin.history.best.checkpoint.name]
+
+
+class FirstFour:
+    """A policy that gets no more than four trials, so that its twin has them all."""
+
+    def __init__(self, policy):
+        self._policy = policy
+
+    def next_action(self, history):
+        action = self._policy.next_action(history)
+        return Done() if isinstance(action, Sample) and len(history) == 4 else action
+
+
+@pytest.mark.parametrize("policy", [Asha, Halving.successive])
+def test_a_promoted_trial_goes_on_to_the_bit_as_if_it_had_never_waited(pool, setup, twin, policy):
+    key = f"promoted-{policy.__name__}"
+    counts = []
+
+    def on_change():
+        files = len(list(setup.directory.glob(f"{key}-*.npz")))
+        # Of each unfinished trial one, and of the best that ended; a worker may be ahead by one.
+        counts.append(files - len(scheduler.history.running) - len(pool.workers))
+
+    policy = FirstFour(policy((1, 2, 4), 2))
+    scheduler = search(pool, key, policy=policy, on_change=on_change)
+    scheduler.run()
+    ends = sorted(t.epoch for t in scheduler.history)
+    assert ends[0] == 1
+    assert ends[-1] == EPOCHS
+    assert all(end in (1, 2, 4) for end in ends)
+    for trial, straight in zip(scheduler.history, twin.history, strict=True):
+        assert (trial.config, trial.seed) == (straight.config, straight.seed)
+        for mine, its in zip(trial.curve, straight.curve, strict=False):
+            assert (mine.score, mine.metrics) == (its.score, its.metrics)
+    ledger = scheduler.budget.ledger
+    assert ledger[Kind.CHECKPOINT] > 0
+    assert ledger[Kind.LOST] == 0
+    assert sum(ledger.values()) == scheduler.budget.spent_ns
+    paid = sum(o.device_ns for t in scheduler.history for o in t.curve)
+    assert ledger[Kind.TRAIN] + ledger[Kind.EVALUATE] + ledger[Kind.CHECKPOINT] == paid
+    assert max(counts) <= 1
+    best = scheduler.history.best
+    needed = {t.checkpoint.name for t in [*scheduler.history.running, best]}
+    ended = [t for t in scheduler.history.finished if t.checkpoint]
+    top = max(ended, key=lambda t: (t.score, -t.number))
+    kept = {p.name for p in setup.directory.glob(f"{key}-*.npz")}
+    assert kept == needed | {top.checkpoint.name}
+    if isinstance(policy._policy, Halving):
+        assert ends == [1, 1, 2, 4]
+        assert len(kept) == 1
+    assert 0.5 < pool.test(best) < 1.0
 
 
 def test_the_winner_is_tested_on_images_that_no_training_saw(pool, twin):

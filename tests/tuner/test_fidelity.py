@@ -36,6 +36,7 @@ from tuner.searchers import SEARCHERS, make_searcher
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Float, SearchSpace
 from tuner.store import Store
+from tuner.study import Study, tune
 from tuner.trial import Checkpoint, History, Observation, Trial, TrialState
 
 ETA, FIRST = 3, 1
@@ -137,7 +138,9 @@ class Busy(ReplayRunner):
 
     def wait(self):
         if self.free_slots:
-            self.waited.append(self.scheduler.budget.available_ns)
+            budget = self.scheduler.budget
+            in_flight_ns = self.held_ns - budget.spent_ns  # may be more than was reserved
+            self.waited.append(min(budget.available_ns, budget.remaining_ns - in_flight_ns))
         return super().wait()
 
 
@@ -171,7 +174,7 @@ def test_the_budget_is_spent_on_what_the_ledger_says_and_no_slot_waits(name, siz
     # Neither a trial that waits nor one that broke off keeps the others from the device.
     dearest = max([highest, *(o.device_ns for t in scheduler.history for o in t.curve)])
     assert scheduler.budget.remaining_ns < dearest
-    assert all(available_ns < dearest for available_ns in runner.waited)
+    assert all(free_ns < dearest for free_ns in runner.waited)
 
 
 @pytest.mark.parametrize("name", [*ENTRIES, *WITH_GRID])
@@ -690,6 +693,37 @@ def test_a_training_that_says_itself_that_it_is_complete_is_not_waited_for():
         scheduler.run()
         assert scheduler.finished
         assert all(t.state is TrialState.COMPLETED for t in scheduler.history), name
+
+
+# -- the library ---------------------------------------------------------------------------------
+
+
+def rising(config):
+    for number in range(1, 10):
+        yield config["x"] * number
+
+
+@pytest.mark.parametrize("name", ["random+asha", "hyperband", "random+median", "asha-stop"])
+def test_tune_pauses_generators_and_goes_on_with_them(name):
+    space = {"x": Float(0.0, 1.0)}
+    study = tune(rising, space, searcher=name, max_epochs=9, budget_minutes=0.003, seed=1)
+    assert len(study.trials) > 9
+    for trial in study.trials:
+        assert [o.score for o in trial.curve] == list(rising(trial.config))[: trial.epoch]
+    ends = Counter(t.epoch for t in study.trials)
+    assert ends[9] >= 1
+    assert ends[3] >= 1  # of 9: the first rung by default
+    assert study.best.epoch == 9
+
+
+@pytest.mark.parametrize("name", ["random+asha", "hyperband", "random+median"])
+def test_what_pauses_trials_needs_their_full_length_and_no_asking(name):
+    with pytest.raises(ValueError, match="needs max_epochs"):
+        tune(rising, {"x": Float(0.0, 1.0)}, searcher=name, budget_minutes=1)
+    study = Study({"x": Float(0.0, 1.0)}, searcher=name, max_epochs=9)
+    with pytest.raises(ValueError, match=r"needs tune\(\)"):
+        study.ask()
+    assert study.trials == ()
 
 
 # -- entries -------------------------------------------------------------------------------------
