@@ -120,32 +120,33 @@ class Asha:
 
     def next_action(self, history: HistoryView) -> Action:
         """Promote, or drop a trial that never can be, or begin a new one."""
+        waiting = [t for t in history.running if _waits(t)]
         for lower, upper in reversed(list(pairwise(self._rungs))):
+            here = {t.number for t in waiting if t.epoch == lower}
+            if not here:
+                continue
             scores = _scores_at(history, lower)
-            promoted = {n for n in scores if history[n].target > lower}
-            candidates = promotable(scores, promoted, self._eta)
+            candidates = promotable(scores, scores.keys() - here, self._eta)
             if history.is_exhausted:  # what is left of the budget goes to the best there are
-                candidates = sorted(scores.keys() - promoted, key=lambda n: (-scores[n], n))
-            for number in candidates:
-                if _waits(history[number]):
-                    return Resume(number, upper)
-        hopeless = self._hopeless(history)
+                candidates = sorted(here, key=lambda n: (-scores[n], n))
+            if candidates:
+                return Resume(candidates[0], upper)
+        hopeless = self._hopeless(history, waiting)
         return Stop(hopeless) if hopeless is not None else _sample(history, self._rungs[0])
 
-    def _hopeless(self, history: HistoryView) -> int | None:
+    def _hopeless(self, history: HistoryView, waiting: Sequence[Trial]) -> int | None:
         """A paused trial that will not be promoted, whose checkpoint only takes up space.
 
         Of those that wait at a rung the better go first: who comes after as many as all that is
         left of the budget could take to the next rung has no hope, whatever is found meanwhile.
         Beyond `_MOST_PAUSED` the worst of the lowest rung is given up in any case.
         """
-        paused = [t for t in history.running if _waits(t)]
-        if len(paused) > _MOST_PAUSED:
-            return min(paused, key=lambda t: (t.epoch, t.curve[-1].score, -t.number)).number
+        if len(waiting) > _MOST_PAUSED:
+            return min(waiting, key=lambda t: (t.epoch, t.curve[-1].score, -t.number)).number
         for lower, upper in pairwise(self._rungs):
-            waiting = [t for t in paused if t.epoch == lower]
-            if len(waiting) > _affordable(history, upper - lower):
-                return min(waiting, key=lambda t: (t.curve[-1].score, -t.number)).number
+            here = [t for t in waiting if t.epoch == lower]
+            if len(here) > 1 and len(here) > _affordable(history, upper - lower):
+                return min(here, key=lambda t: (t.curve[-1].score, -t.number)).number
         return None
 
 
@@ -263,7 +264,7 @@ def _score_at(trial: Trial, epoch: int) -> float:
     It stays as it was where the trial broke off later on: ranks that shift afterwards would take
     back what has been decided by them.
     """
-    return trial.curve[epoch - 1].score if trial.epoch >= epoch else -math.inf
+    return trial.curve[epoch - 1].score if len(trial.curve) >= epoch else -math.inf
 
 
 def _scores_at(history: HistoryView, rung: int) -> dict[int, float]:
@@ -271,7 +272,7 @@ def _scores_at(history: HistoryView, rung: int) -> dict[int, float]:
     return {
         t.number: _score_at(t, rung)
         for t in history.own
-        if t.epoch >= rung or t.state in (TrialState.INFEASIBLE, TrialState.FAILED)
+        if len(t.curve) >= rung or t.state in (TrialState.INFEASIBLE, TrialState.FAILED)
     }
 
 

@@ -514,3 +514,102 @@ def test_resuming_a_finished_race_charges_nothing_and_changes_nothing(tmp_path, 
     before = {name: (out / name).read_bytes() for name in names}
     assert start("--resume", out, "--quiet").wait(timeout=60) == 0
     assert {name: (out / name).read_bytes() for name in names} == before
+
+
+# -- fidelity ------------------------------------------------------------------------------------
+
+PAUSING = ["--landscape", "smooth", "--budget-minutes", 20]
+
+
+def searchers_of(folder):
+    return [run["searcher"] for run in summary_of(folder)["runs"]]
+
+
+def test_entries_that_pause_their_trials_race_under_the_names_that_were_given(tmp_path):
+    out = tmp_path / "run"
+    result = tune(*PAUSING, "--searchers", "random+asha,hyperband", "--slots", 2, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert searchers_of(out) == ["random+asha", "hyperband"]
+    for run in summary_of(out)["runs"]:
+        assert run["states"]["COMPLETED"] >= 1
+        assert run["states"]["STOPPED"] >= 1
+        assert 19 < run["minutes_spent"] <= 20
+    trials = list(csv.DictReader((out / "trials.csv").open()))
+    stopped = [t for t in trials if t["state"] == "STOPPED"]
+    assert {t["epochs"] for t in stopped} == {"4"}  # 12 epochs, a third of them
+    assert {t["reason"] for t in stopped} == {"stopped by the policy"}
+
+
+def test_one_fidelity_for_all_names_every_entry_in_full(tmp_path):
+    out = tmp_path / "run"
+    request = [*PAUSING[:2], "--budget-minutes", 4, "--fidelity", "asha", "--out", out]
+    result = tune(*request, "--searchers", "random,bayes,sh,grid+full")
+    assert result.exit_code == 0, result.stderr
+    assert searchers_of(out) == ["random+asha", "bayes+asha", "sh", "grid+full"]
+
+
+def test_the_first_rung_and_eta_can_be_chosen(tmp_path):
+    out = tmp_path / "run"
+    request = [*PAUSING, "--searchers", "hyperband", "--min-epochs", 1, "--eta", 2, "--out", out]
+    assert tune(*request).exit_code == 0
+    trials = list(csv.DictReader((out / "trials.csv").open()))
+    epochs = {int(t["epochs"]) for t in trials if t["state"] == "STOPPED"}
+    assert epochs <= {1, 2, 3, 6}  # 12, 6, 3, 1.5 and 0.75, to the nearest
+    assert 2 in epochs
+
+
+def test_a_resumed_run_keeps_its_policy_and_rungs(tmp_path):
+    request = [*PAUSING[:2], "--searchers", "random+asha", "--min-epochs", 1, "--eta", 2, "--quiet"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert tune(*request, "--budget-minutes", 120, "--out", whole).exit_code == 0
+    process = start(*request, "--budget-minutes", 120, "--out", parts)
+    wait_for_epochs(process, parts, 20)
+    process.kill()
+    process.communicate()
+    assert tune("--resume", parts, "--quiet").exit_code == 0
+    for file in ("summary.json", "trials.csv", "curves.csv"):
+        assert (parts / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_larger_budget_goes_on_with_what_was_paused(tmp_path):
+    out = tmp_path / "run"
+    assert tune(*PAUSING, "--searchers", "hyperband", "--out", out).exit_code == 0
+    before = list(csv.DictReader((out / "trials.csv").open()))
+    assert any(t["state"] == "PAUSED" for t in before)
+    assert tune("--resume", out, "--budget-minutes", 40).exit_code == 0
+    after = list(csv.DictReader((out / "trials.csv").open()))
+    for old, new in zip(before, after, strict=False):
+        assert old["learning_rate"] == new["learning_rate"]
+        if old["state"] == "PAUSED":
+            assert new["state"] in ("COMPLETED", "STOPPED")
+        else:
+            assert new == old
+    assert len(after) > len(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--searchers", "random+ahsa"], "no fidelity 'ahsa'; did you mean 'asha'"),
+        (["--searchers", "rnadom+asha"], "did you mean 'random'"),
+        (["--searchers", "hyperbnad"], "did you mean 'hyperband'"),
+        (["--searchers", "random+"], "no fidelity ''"),
+        (["--fidelity", "hyperbnad"], "did you mean 'hyperband'"),
+        (["--fidelity", "ahsa", "--searchers", "hyperband"], "did you mean 'asha'"),
+        (["--searchers", "hyperband,random+hyperband"], "names one twice"),
+        (["--searchers", "asha,random", "--fidelity", "asha"], "names one twice"),
+        (["--searchers", "asha", "--min-epochs", "99"], "at most the full length, 12, got 99"),
+        (["--searchers", "asha", "--min-epochs", "0"], "at least 1"),
+        (["--searchers", "asha", "--eta", "1"], "2 or more, got 1"),
+        (["--searchers", "random", "--eta", "1"], "2 or more, got 1"),
+    ],
+)
+def test_a_fidelity_that_makes_no_sense_is_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    result = tune("--landscape", "smooth", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -481,7 +481,7 @@ def test_asha_gives_up_whom_the_rest_of_the_budget_cannot_promote():
 
 
 class NeverGivesUp(Asha):
-    def _hopeless(self, history):
+    def _hopeless(self, history, waiting):
         return None
 
 
