@@ -16,10 +16,10 @@ Curve = tuple["NDArray[Any]", "NDArray[Any]"]
 class Landscape(Terrain, Protocol):
     """Stands in for a device: what every configuration of a space would score and cost."""
 
-    def curve(self, config: Config, replicate: int) -> Curve:
+    def curve(self, config: Config, replicate: int, repeat: int = 0) -> Curve:
         """Score and device seconds of every epoch, two arrays of length `epochs`.
 
-        A function of the configuration and the replicate alone: within a replicate the same
-        configuration scores and costs the same for every searcher. From where the training
-        breaks off by its own fault (it diverged) scores are NaN.
+        A function of the arguments alone: within a replicate the same configuration scores and
+        costs the same for every searcher, and each `repeat` is another training of it. From where
+        the training breaks off by its own fault (it diverged) scores are NaN.
         """

@@ -75,7 +75,7 @@ class ReplayRunner:
 
     def launch(self, trial: Trial, until_epoch: int) -> None:
         """Begin the trial's next epoch, at the reading that the trial says it began at."""
-        scores, seconds = self._landscape.curve(trial.config, self._replicate)
+        scores, seconds = self._landscape.curve(trial.config, self._replicate, trial.repeat)
         self._curves[trial.number] = (scores.tolist(), _to_ns(seconds))
         began = self.clock if trial.clock is None else trial.clock
         self._begin(_Job(trial, trial.epoch, until_epoch, began))

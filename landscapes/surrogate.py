@@ -53,14 +53,14 @@ class Surrogate:
             "sha256": sha256,
         }
 
-    def curve(self, config: Config, replicate: int) -> Curve:
-        """Accuracy (a fraction) and seconds of every epoch; the same for every replicate."""
+    def curve(self, config: Config, replicate: int, repeat: int = 0) -> Curve:
+        """Accuracy (a fraction) and seconds of every epoch; the same for every training."""
         rows = self._rows([config], range(1, EPOCHS + 1))
         output = self._predict(rows)
         elapsed = np.maximum.accumulate(np.maximum(output[:, 0], 0.0))
         return _accuracy(output), np.diff(elapsed, prepend=0.0)
 
-    def value(self, config: Config, replicate: int | None = None) -> float:
+    def value(self, config: Config, replicate: int | None = None, trainings: int = 1) -> float:
         """The predicted accuracy at the last epoch."""
         return float(_accuracy(self._predict(self._rows([config], [EPOCHS])))[0])
 

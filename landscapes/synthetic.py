@@ -84,18 +84,19 @@ class Synthetic:
         """That it is a formula, and which."""
         return {"about": self.about, "badge": "a formula"}
 
-    def value(self, config: Config, replicate: int | None = None) -> float:
-        """The final score without noise, whatever the replicate; NaN where training breaks off."""
+    def value(self, config: Config, replicate: int | None = None, trainings: int = 1) -> float:
+        """The final score without noise, whichever training; NaN where training breaks off."""
         units = self.space.to_unit([config])
         broken = units[0, 0] > self.diverges
         return math.nan if broken else float(self._final(units, self.cliff)[0])
 
-    def curve(self, config: Config, replicate: int) -> Curve:
+    def curve(self, config: Config, replicate: int, repeat: int = 0) -> Curve:
         """Score and device seconds of every epoch, two arrays of length `epochs`."""
         units = self.space.to_unit([config])
         u = units[0]
+        path = [self.name, *(f"{x:.12f}" for x in u)]
         generator = np.random.default_rng(
-            derive_seed(replicate, self.name, *(f"{x:.12f}" for x in u))
+            derive_seed(replicate, *path, *([repeat] if repeat else []))
         )
         cliff = self.cliff + 0.01 * generator.standard_normal()
         final = self._final(units, cliff)[0]

@@ -62,7 +62,8 @@ class Table:
     """Recorded curves; see the module for what each array holds and for the rule in between.
 
     A seed is shown, at every setting, one of that setting's replicates: the one that was trained
-    with this seed, or else one drawn by (seed, setting). Everyone within a seed sees the same.
+    with this seed, or else one drawn by (seed, setting). Everyone within a seed sees the same. Who
+    trains a setting again is shown the next of its replicates, and after the last the first.
     """
 
     name: str
@@ -87,13 +88,13 @@ class Table:
         """Whether the recorded settings are a full lattice."""
         return math.prod(map(len, self._axes)) == len(self.configs)
 
-    def curve(self, config: Config, replicate: int) -> Curve:
+    def curve(self, config: Config, replicate: int, repeat: int = 0) -> Curve:
         """Score and device seconds of every epoch, two arrays of length `epochs`.
 
         From where a training breaks off by its own fault the scores are NaN.
         """
         rows, weights = self._around(config)
-        shown = self._shown(rows, replicate)
+        shown = self._shown(rows, replicate, repeat)
         infeasible = self.infeasible[rows, shown]
         scores, seconds = self._whole
         seconds = weights @ seconds[rows, shown]
@@ -116,17 +117,20 @@ class Table:
         """Other trainings are few, and seeds do not draw them anew."""
         return "of this one recording, whose noise all seeds share"
 
-    def value(self, config: Config, replicate: int | None = None) -> float | None:
+    def value(
+        self, config: Config, replicate: int | None = None, trainings: int = 1
+    ) -> float | None:
         """The mean final score over the replicates, as near to noise-free as the record goes.
 
-        With `replicate`, over those that this seed was not shown, so that a lucky score is not
-        counted for the setting that had it; None where most of what stands for the configuration
-        was trained only once. NaN where most of it breaks off.
+        With `replicate`, over those that this seed was not shown in so many trainings, so that a
+        lucky score is not counted for the setting that had it; None where of most of what stands
+        for the configuration no other is recorded. NaN where most of it breaks off.
         """
         rows, weights = self._around(config)
         counted = self._is_there[rows].copy()  # k x r
         if replicate is not None:
-            counted[np.arange(len(rows)), self._shown(rows, replicate)] = False
+            for repeat in range(trainings):
+                counted[np.arange(len(rows)), self._shown(rows, replicate, repeat)] = False
         known = counted.any(1)
         if weights[known].sum() < 0.5:
             return None
@@ -181,16 +185,15 @@ class Table:
         mean = total / np.maximum(timed.sum(2, keepdims=True), 1)
         return np.nan_to_num(scores), np.where(timed, self.seconds, mean)
 
-    def _shown(self, rows: NDArray[np.int64], replicate: int) -> NDArray[np.int64]:
-        """Which replicate of each of the rows a seed is shown."""
+    def _shown(self, rows: NDArray[np.int64], replicate: int, repeat: int = 0) -> NDArray[np.int64]:
+        """Which replicate of each of the rows a seed is shown in its first or a later training."""
         shown = []
         for row in rows.tolist():
             there = np.flatnonzero(self._is_there[row])
-            own = (
-                there[self.seeds[row, there] == replicate] if self.seeds is not None else there[:0]
-            )
-            drawn = derive_seed(replicate, "replicate", row) % len(there)
-            shown.append(int(own[0] if len(own) else there[drawn]))
+            first = derive_seed(replicate, "replicate", row) % len(there)
+            if self.seeds is not None and (self.seeds[row, there] == replicate).any():
+                first = int(np.argmax(self.seeds[row, there] == replicate))
+            shown.append(int(there[(first + repeat) % len(there)]))
         return np.array(shown)
 
     def _around(self, config: Config) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -25,8 +25,9 @@ class RandomCosts:
     def __init__(self, epochs=4, highest_ns=50, equal=False):
         self.epochs, self._highest, self._equal = epochs, highest_ns, equal
 
-    def curve(self, config, replicate):
-        generator = np.random.default_rng(derive_seed(replicate, *map(repr, config.values())))
+    def curve(self, config, replicate, repeat=0):
+        path = [*map(repr, config.values()), *([repeat] if repeat else [])]
+        generator = np.random.default_rng(derive_seed(replicate, *path))
         costs = generator.integers(1, self._highest + 1, self.epochs)
         if self._equal:
             costs[:] = self._highest

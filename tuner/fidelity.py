@@ -30,6 +30,14 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """Train the configuration of an earlier trial once more, with another seed."""
+
+    number: int
+    until_epoch: int
+
+
+@dataclass(frozen=True)
 class Stop:
     """End a trial: it will not train again."""
 
@@ -46,7 +54,7 @@ class Done:
     """Nothing more to do at all."""
 
 
-Action: TypeAlias = Sample | Resume | Stop | Wait | Done
+Action: TypeAlias = Sample | Resume | Repeat | Stop | Wait | Done
 
 UNLIMITED = 1 << 30
 """The target of a training that itself says when it is complete."""

@@ -79,8 +79,8 @@ class StudyReader:
                 curves.setdefault(number, []).append(observation)
             for row in self._db.execute(
                 "SELECT number, config, seed, target, state, started_ns, granted, reserved_ns, "
-                "clock, partial_ns, faults, reason, note, source, checkpoint, sha256, "
-                "midway, midway_sha256 FROM trial WHERE run = ? ORDER BY number",
+                "clock, partial_ns, faults, reason, note, source, repeat, confirms, checkpoint, "
+                "sha256, midway, midway_sha256 FROM trial WHERE run = ? ORDER BY number",
                 (run.id,),
             ):
                 found.append(_trial_of(row, tuple(curves.get(row[0], ()))))

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tuner.budget import Budget, Costs, Kind
-from tuner.fidelity import FidelityPolicy, Resume, Sample, Stop
+from tuner.fidelity import FidelityPolicy, Repeat, Resume, Sample, Stop
 from tuner.runner import FINAL_STATE, Event, EventKind, Runner
 from tuner.searchers.base import Searcher, SpaceExhausted
 from tuner.seeding import trial_seed
+from tuner.space import Config
 from tuner.store import Store
 from tuner.trial import History, Observation, Trial, TrialState
 
@@ -183,6 +184,8 @@ class Scheduler:
                 return self._start(until_epoch)
             case Resume(number, until_epoch):
                 return self._launch(replace(self.history[number], target=until_epoch))
+            case Repeat(number, until_epoch):
+                return self._repeat(self.history[number], until_epoch)
             case Stop(number):
                 closed = self.history.close(number, TrialState.STOPPED, "stopped by the policy")
                 self._recorder.commit()  # before its checkpoint goes
@@ -200,16 +203,30 @@ class Scheduler:
             self.history.is_exhausted = True
             self._recorder.exhausted()
             return self._launch_one()  # the policy may have another use for what is left
-        number = len(self.history)
-        trial = Trial(
-            number,
+        trial = self._new_trial(config, until_epoch)
+        return self._launch(self.history.start(replace(trial, note=self._searcher.fallback)))
+
+    def _repeat(self, trial: Trial, until_epoch: int) -> bool:
+        """Train a configuration again; False where the budget does not pay for all of it.
+
+        An unfinished training would say nothing of the final score.
+        """
+        is_limited = self.history.max_epochs is not None
+        if self._affordable_epochs(trial) < (until_epoch if is_limited else 1):
+            return False
+        again = self._new_trial(trial.config, until_epoch)
+        return self._launch(self.history.start(replace(again, confirms=trial.number)))
+
+    def _new_trial(self, config: Config, until_epoch: int) -> Trial:
+        repeat = self.history.trainings(config)
+        return Trial(
+            len(self.history),
             config,
-            trial_seed(self._seed, config),
+            trial_seed(self._seed, config, repeat),
             until_epoch,
             started_ns=self._base_ns + self._runner.held_ns,
-            note=self._searcher.fallback,
+            repeat=repeat,
         )
-        return self._launch(self.history.start(trial))
 
     def _launch(self, trial: Trial) -> bool:
         """Train a trial as far as the budget pays for; False where that is not one epoch."""

@@ -19,10 +19,17 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def trial_seed(study_seed: int, config: Config) -> int:
+def config_text(config: Config) -> str:
+    """A configuration as text: equal for equal ones, whatever the order of their knobs."""
+    return json.dumps(dict(config), sort_keys=True)
+
+
+def trial_seed(study_seed: int, config: Config, repeat: int = 0) -> int:
     """The seed of a trial: of its configuration, whoever proposes it and whenever.
 
     Common random numbers: searchers that share a study seed get the same training for the same
-    configuration, so that what tells them apart is where they look and not their luck.
+    configuration, so that what tells them apart is where they look and not their luck. `repeat`
+    is how many trainings of the configuration came before it in the same search: each its own.
     """
-    return derive_seed(study_seed, "trial", json.dumps(dict(config), sort_keys=True))
+    path = [config_text(config)] if repeat == 0 else [config_text(config), repeat]
+    return derive_seed(study_seed, "trial", *path)

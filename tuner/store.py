@@ -34,7 +34,8 @@ CREATE TABLE trial (
     started_ns INTEGER NOT NULL, granted INTEGER NOT NULL, reserved_ns INTEGER NOT NULL,
     clock INTEGER, partial_ns INTEGER NOT NULL,
     faults INTEGER NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL,
-    source TEXT NOT NULL, checkpoint TEXT, sha256 TEXT, midway TEXT, midway_sha256 TEXT,
+    source TEXT NOT NULL, repeat INTEGER NOT NULL, confirms INTEGER,
+    checkpoint TEXT, sha256 TEXT, midway TEXT, midway_sha256 TEXT,
     PRIMARY KEY (run, number)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE observation (
@@ -157,7 +158,7 @@ class Store(StudyReader):
         """Write a trial's row, all but its curve."""
         mark, midway = trial.checkpoint, trial.midway
         self._db.execute(
-            f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 19)})",  # noqa: S608
+            f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 21)})",  # noqa: S608
             (
                 run,
                 trial.number,
@@ -174,6 +175,8 @@ class Store(StudyReader):
                 trial.reason,
                 trial.note,
                 trial.source,
+                trial.repeat,
+                trial.confirms,
                 mark.name if mark else None,
                 mark.sha256 if mark else None,
                 midway.name if midway else None,

@@ -125,12 +125,14 @@ class Study:
             )
         number = len(self._history)
         config = self.searcher.propose(self._history.view())
+        repeat = self._history.trainings(config)
         trial = Trial(
             number,
             config,
-            trial_seed(self._seed, config),
+            trial_seed(self._seed, config, repeat),
             self._history.max_epochs or UNLIMITED,
             note=self.searcher.fallback,
+            repeat=repeat,
         )
         self._history.start(trial)
         self._recorder.commit()
@@ -197,9 +199,9 @@ class Study:
             raise ValueError(f"a score is a finite number, got {score}")
         number = len(self._history)
         target = self._history.max_epochs or UNLIMITED
-        self._history.start(
-            Trial(number, config, trial_seed(self._seed, config), target, note="added")
-        )
+        repeat = self._history.trainings(config)
+        seed = trial_seed(self._seed, config, repeat)
+        self._history.start(Trial(number, config, seed, target, note="added", repeat=repeat))
         self.tell(number, score, minutes)
         return self._outward(self._history[number])
 

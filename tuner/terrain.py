@@ -45,11 +45,14 @@ class Terrain(Protocol):
     def card(self) -> Mapping[str, Any]:
         """Where it is from."""
 
-    def value(self, config: Config, replicate: int | None = None) -> float | None:
+    def value(
+        self, config: Config, replicate: int | None = None, trainings: int = 1
+    ) -> float | None:
         """The final score without noise; NaN where the training breaks off.
 
         Where it can only be estimated from repeated trainings, those that `replicate` was shown
-        are left out; None where there are no others.
+        by training the configuration `trainings` times are left out; None where there are no
+        others.
         """
 
     def optimum(self) -> tuple[Config, float]:

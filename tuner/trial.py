@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from tuner.seeding import config_text
 from tuner.space import Config
 
 
@@ -75,6 +77,9 @@ class Trial:
         reason: why it is in its state, where that is not plain.
         note: why its configuration did not come from the searcher's model, where it did not.
         source: the study that it was taken over from; empty for a trial of this search itself.
+        repeat: how many trainings of this configuration the search had begun before it.
+        confirms: the trial whose configuration it trains again, to learn its mean; None where the
+            searcher proposed it.
         checkpoint: of the last finished epoch, whose score is the trial's.
         midway: of the epoch in progress, where it was broken off; training goes on from there.
     """
@@ -94,6 +99,8 @@ class Trial:
     reason: str = ""
     note: str = ""
     source: str = ""
+    repeat: int = 0
+    confirms: int | None = None
     checkpoint: Checkpoint | None = None
     midway: Checkpoint | None = None
 
@@ -133,6 +140,7 @@ class HistoryView:
         self._best: Trial | None = None
         self._epochs = 0
         self._epochs_ns = 0
+        self._begun: Counter[str] = Counter()  # trainings of each configuration
 
     def __len__(self) -> int:
         return len(self._trials)
@@ -150,8 +158,15 @@ class HistoryView:
 
     @property
     def own(self) -> tuple[Trial, ...]:
-        """All trials of this search itself, by number: not those taken over from another."""
-        return tuple(t for t in self._trials if not t.source)
+        """All trials that a policy answers for, by number.
+
+        Not those taken over from another search, nor trainings that only repeat one.
+        """
+        return tuple(t for t in self._trials if not t.source and t.confirms is None)
+
+    def trainings(self, config: Config) -> int:
+        """How many trainings of a configuration have been begun."""
+        return self._begun[config_text(config)]
 
     @property
     def running(self) -> tuple[Trial, ...]:
@@ -202,12 +217,14 @@ class History(HistoryView):
         if trial.number != len(self._trials):
             raise ValueError(f"expected trial {len(self._trials)} to start, got {trial.number}")
         self._trials.append(trial)
+        self._begun[config_text(trial.config)] += 1
         self._place(trial)
         return trial
 
     def restore(self, trial: Trial) -> None:
         """Append a trial as it is on record, with its curve and state; it is not written down."""
         self._trials.append(trial)
+        self._begun[config_text(trial.config)] += 1
         for observation in trial.curve:
             self._count(observation)
         History._place(self, trial)  # not a subclass's: this is no news

@@ -161,7 +161,7 @@ class BreaksOff:
 
     name, space, epochs = "breaks-off", SPACE, 4
 
-    def curve(self, config, replicate):
+    def curve(self, config, replicate, repeat=0):
         scores = np.array([0.5, 0.6, 0.7, 0.8])
         if config["x"] > 0.5:
             scores[2:] = np.nan

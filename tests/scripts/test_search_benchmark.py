@@ -52,7 +52,7 @@ class Scripted:
     def value(self, config, replicate=None):
         return math.nan if config["x"] > 0.95 else config["x"]
 
-    def curve(self, config, replicate):
+    def curve(self, config, replicate, repeat=0):
         scores = config["x"] * np.arange(1, 5) / 4
         if config["x"] > 0.95:
             scores[1:] = np.nan

@@ -49,8 +49,8 @@ MODELS = [name for name in ("bayes+asha", "bohb") if name.split("+")[0] in SEARC
 class Breaks(RandomCosts):
     """Half of the configurations break off, each at an epoch of its own."""
 
-    def curve(self, config, replicate):
-        scores, costs = super().curve(config, replicate)
+    def curve(self, config, replicate, repeat=0):
+        scores, costs = super().curve(config, replicate, repeat)
         generator = np.random.default_rng(derive_seed(replicate, *map(repr, config.values()), 1))
         if generator.random() < 0.5:
             scores[generator.integers(self.epochs) :] = np.nan
@@ -71,7 +71,7 @@ class Formula:
     def __init__(self, epochs):
         self.epochs = epochs
 
-    def curve(self, config, replicate):
+    def curve(self, config, replicate, repeat=0):
         return config["x"] * np.arange(1, self.epochs + 1), np.full(self.epochs, 1e-9)
 
 
@@ -318,7 +318,7 @@ def test_what_broke_off_is_never_launched_again_and_holds_up_nothing(name):
 @pytest.mark.parametrize("name", ENTRIES)
 def test_where_every_configuration_breaks_off_the_search_still_ends(name):
     class AllBreak(RandomCosts):
-        def curve(self, config, replicate):
+        def curve(self, config, replicate, repeat=0):
             scores, costs = super().curve(config, replicate)
             return np.full_like(scores, np.nan), costs
 

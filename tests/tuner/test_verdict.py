@@ -400,7 +400,7 @@ class Remembering:
         self.name, self.space, self.epochs = landscape.name, landscape.space, landscape.epochs
         self._landscape, self._curves = landscape, {}
 
-    def curve(self, config, replicate):
+    def curve(self, config, replicate, repeat=0):
         key = (*config.values(), replicate)
         if key not in self._curves:
             self._curves[key] = self._landscape.curve(config, replicate)
