@@ -91,7 +91,7 @@ class Race:
         runs one from its row, and must be picklable. What an interruption breaks off is computed
         anew later, and comes out the same.
         """
-        new = [run for run in self.runs if not len(run.scheduler.history)]
+        new = [run for run in self.runs if not run.scheduler.history.trained]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, context, _depend_on_driver) as pool:
             waiting = {pool.submit(replay, run.row): run for run in new}
@@ -151,9 +151,10 @@ class Result:
         return cls(run.scheduler.history.trials, tuple(run.recorder.charges), run.recorder.clock)
 
     def give_to(self, run: Run) -> None:
-        """Record it as that of a run that has not begun."""
+        """Record it as that of a run that has not begun; what both took over is there already."""
         for trial in self.trials:
-            run.scheduler.history.adopt(trial)
+            if not trial.source:
+                run.scheduler.history.adopt(trial)
         for costs, number in self.charges:
             run.recorder.charge(costs, number)
         run.recorder.read(self.clock)
@@ -168,12 +169,13 @@ def enter(
     runner: Runner,
     *,
     policy: FidelityPolicy | None = None,
+    keep: int = 0,
     is_replay: bool,
     on_change: Callable[[], None],
 ) -> Run:
     """A run as the store has it, ready to start or to go on; without a store, in memory alone.
 
-    Without a policy every trial trains to the end.
+    Without a policy every trial trains to the end. `keep` is as the Scheduler takes it.
     """
     if store is None:
         history, budget = History(row.max_epochs, row.budget_ns), Budget(row.budget_ns)
@@ -188,6 +190,7 @@ def enter(
         history,
         recorder,
         seed=row.seed,
+        keep=keep,
         on_change=on_change,
     )
     return Run(row, scheduler, recorder)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tuner.budget import Budget, Costs, Kind
+from tuner.confirm import worth_keeping
 from tuner.fidelity import FidelityPolicy, Repeat, Resume, Sample, Stop
 from tuner.runner import FINAL_STATE, Event, EventKind, Runner
 from tuner.searchers.base import Searcher, SpaceExhausted
@@ -83,6 +84,7 @@ class Scheduler:
         history: what has happened so far, recorded as it goes on.
         recorder: where charges go.
         seed: of the study; each trial's own seed derives from it.
+        keep: how many completed trials' checkpoints are kept, beside the best one's.
         on_change: called after every batch of events and every launch, for whoever watches.
     """
 
@@ -95,6 +97,7 @@ class Scheduler:
         recorder: Recorder,
         *,
         seed: int,
+        keep: int = 0,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.history = history
@@ -104,8 +107,9 @@ class Scheduler:
         self._view = history.view()
         self._in_flight: set[int] = set()
         self._failures = 0
-        ended = [t for t in history.finished if t.score is not None]
-        self._best_ended = max(ended, key=_rank, default=None)
+        ended = [t for t in history.trained if t.state.is_final and t.score is not None]
+        self._keep = keep
+        self._kept = worth_keeping(ended, keep)
         self._base_ns = 0
         self._interrupted = False
         self.finished = False  # nothing that the budget could buy is left to do
@@ -365,25 +369,19 @@ class Scheduler:
             self._retire(new)
 
     def _retire(self, trial: Trial) -> None:
-        """Of all trials that ended, keep the checkpoint of the best alone.
+        """Of all trials that ended, keep the checkpoints of those that may be chosen in the end.
 
         Not of the incumbent alone: one that is still training may yet get worse, and then the
         best that ended is the incumbent again.
         """
-        best = self._best_ended
         if trial.score is None or trial.checkpoint is None:
             self._runner.discard(trial)
-        elif best is None or _rank(trial) > _rank(best):
-            self._best_ended = trial
-            if best is not None:
-                self._runner.discard(best)
-        else:
-            self._runner.discard(trial)
-
-
-def _rank(trial: Trial) -> tuple[float, int]:
-    """As the history ranks for its incumbent: of equal scores, the earlier trial."""
-    return (trial.score or 0.0, -trial.number)
+            return
+        before = [*self._kept, trial]
+        self._kept = worth_keeping(before, self._keep)
+        for other in before:
+            if other not in self._kept:
+                self._runner.discard(other)
 
 
 def mark_interrupted(history: History, recorder: Recorder, runner_keeps: bool) -> None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from tuner.seeding import config_text
 from tuner.space import Config
 
+ADDED = "added"
+"""The source of a result that was added by hand, which may have cost this search something."""
+
 
 class TrialState(enum.Enum):
     """What became of a trial. Infeasible is not bad, and interrupted is not failed."""
@@ -76,7 +79,8 @@ class Trial:
         faults: how many workers died under it.
         reason: why it is in its state, where that is not plain.
         note: why its configuration did not come from the searcher's model, where it did not.
-        source: the study that it was taken over from; empty for a trial of this search itself.
+        source: the study that it was taken over from, or `ADDED`; empty for a trial of this search
+            itself.
         repeat: how many trainings of this configuration the search had begun before it.
         confirms: the trial whose configuration it trains again, to learn its mean; None where the
             searcher proposed it.
@@ -121,9 +125,23 @@ class Trial:
         """Device time of all finished epochs, in nanoseconds."""
         return sum(o.device_ns for o in self.curve)
 
+    @property
+    def paid_ns(self) -> int:
+        """Device time that this search paid for it: what was taken over costs nothing here."""
+        return self.device_ns + self.partial_ns if self.source in ("", ADDED) else 0
+
+    @property
+    def remark(self) -> str:
+        """All that there is to say of it: why it is as it is, and where it comes from."""
+        origin = self.source if self.source in ("", ADDED) else f"from {self.source}"
+        return "; ".join(filter(None, [self.reason, self.note, origin]))
+
 
 class HistoryView:
     """What searchers and policies may read of a history: everything, and change nothing.
+
+    Trials that were taken over from an earlier study are in it as any other, to be learnt from.
+    What the search itself has done and found counts the trials that it `trained`, alone.
 
     Attributes:
         max_epochs: the full length of a training; None where the training itself says when.
@@ -164,8 +182,13 @@ class HistoryView:
         """
         return tuple(t for t in self._trials if not t.source and t.confirms is None)
 
+    @property
+    def trained(self) -> tuple[Trial, ...]:
+        """All trials of this search itself, by number, repeats included: not those taken over."""
+        return tuple(t for t in self._trials if not t.source)
+
     def trainings(self, config: Config) -> int:
-        """How many trainings of a configuration have been begun."""
+        """How many trainings of a configuration this search itself has begun."""
         return self._begun[config_text(config)]
 
     @property
@@ -180,17 +203,20 @@ class HistoryView:
 
     @property
     def best(self) -> Trial | None:
-        """The incumbent: the highest latest score, finished or not; the earlier one on a tie."""
+        """The incumbent: the highest latest score of this search itself, finished or not.
+
+        The earlier one on a tie.
+        """
         return self._best
 
     @property
     def epochs_seen(self) -> int:
-        """How many epochs all trials together have finished."""
+        """How many epochs all trials of this search itself have finished."""
         return self._epochs
 
     @property
     def mean_epoch_ns(self) -> int | None:
-        """Mean device time of an epoch over all observations; None before the first."""
+        """Mean device time of an epoch of this search itself; None before the first."""
         return self._epochs_ns // self._epochs if self._epochs else None
 
     def scores_at(self, epoch: int) -> dict[int, float]:
@@ -217,20 +243,20 @@ class History(HistoryView):
         if trial.number != len(self._trials):
             raise ValueError(f"expected trial {len(self._trials)} to start, got {trial.number}")
         self._trials.append(trial)
-        self._begun[config_text(trial.config)] += 1
+        self._begin(trial)
         self._place(trial)
         return trial
 
     def restore(self, trial: Trial) -> None:
         """Append a trial as it is on record, with its curve and state; it is not written down."""
         self._trials.append(trial)
-        self._begun[config_text(trial.config)] += 1
+        self._begin(trial)
         for observation in trial.curve:
-            self._count(observation)
+            self._count(trial, observation)
         History._place(self, trial)  # not a subclass's: this is no news
 
     def adopt(self, trial: Trial) -> None:
-        """Append a trial that another history has seen, with its curve and state."""
+        """Append a trial that another history has seen, with its curve and state, as news."""
         self.restore(trial)
 
     def observe(self, number: int, observation: Observation, **changes: object) -> Trial:
@@ -242,7 +268,7 @@ class History(HistoryView):
             )
         if not math.isfinite(observation.score):
             raise ValueError(f"trial {number}: a score is a finite number, got {observation.score}")
-        self._count(observation)
+        self._count(trial, observation)
         curve = (*trial.curve, observation)
         return self._place(replace(trial, curve=curve, **changes))  # type: ignore[arg-type]
 
@@ -256,9 +282,14 @@ class History(HistoryView):
             raise ValueError(f"a trial is closed as COMPLETED, STOPPED, …, not as {state.name}")
         return self.update(number, state=state, reason=reason)
 
-    def _count(self, observation: Observation) -> None:
-        self._epochs += 1
-        self._epochs_ns += observation.device_ns
+    def _begin(self, trial: Trial) -> None:
+        if not trial.source:
+            self._begun[config_text(trial.config)] += 1
+
+    def _count(self, trial: Trial, observation: Observation) -> None:
+        if not trial.source:
+            self._epochs += 1
+            self._epochs_ns += observation.device_ns
 
     def _open_trial(self, number: int) -> Trial:
         if not 0 <= number < len(self._trials):
@@ -273,11 +304,13 @@ class History(HistoryView):
             self._open.pop(trial.number, None)
         else:
             self._open[trial.number] = None
+        if trial.source:
+            return trial
         best = self._best
         if best is not None and best.number == trial.number:
             # The incumbent itself changed: where it fell, another may be the best now.
             fell = trial.score is None or best.score is None or trial.score < best.score
-            self._best = max(self._trials, key=_rank) if fell else trial
+            self._best = max(self.trained, key=_rank) if fell else trial
         elif trial.score is not None and (best is None or _rank(trial) > _rank(best)):
             self._best = trial
         if self._best is not None and self._best.score is None:
