@@ -1,0 +1,221 @@
+"""No lucky winner: the best of many noisy scores is mostly luck, so the best are trained again."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tuner.fidelity import (
+    UNLIMITED,
+    Action,
+    Done,
+    FidelityPolicy,
+    Repeat,
+    Resume,
+    Sample,
+    Stop,
+    Wait,
+)
+from tuner.seeding import config_text
+from tuner.space import SearchSpace
+from tuner.trial import History, HistoryView, Trial, TrialState
+
+_MOST_DATA = 300  # for which a Gaussian process is fitted in a second or two
+
+
+class Confirming:
+    """Has another policy decide while there are minutes, and keeps some back to confirm with.
+
+    A confirmation is another full training, with a seed of its own, of a configuration that was
+    trained to its end. The K best by their first score are confirmed once each. Whatever is left
+    then trains again who leads by its mean.
+    """
+
+    def __init__(self, inner: FidelityPolicy, count: int) -> None:
+        self._inner, self._count = inner, count
+
+    def next_action(self, history: HistoryView) -> Action:
+        """What the inner policy says while the confirmations can still be paid for after it."""
+        action = self._inner.next_action(history)
+        if isinstance(action, Stop):
+            return action
+        groups, cost_ns, left_ns = full_trainings(history), training_ns(history), ns_left(history)
+        if not groups or cost_ns is None or left_ns is None:
+            return action
+        in_flight = sum(t.state is TrialState.RUNNING for t in history.own)
+        best = sorted(groups, key=lambda group: _rank(group[0]))[: self._count]
+        begun = {t.confirms for t in history}
+        to_confirm = [group[0].number for group in best if group[0].number not in begun]
+        if isinstance(action, Sample | Resume):
+            # Who is in flight, and who begins now, may be among the K best in the end.
+            kept = min(self._count, len(to_confirm) + in_flight + 1)
+            if left_ns - _price_ns(action, history, cost_ns) >= kept * cost_ns:
+                return action
+        if isinstance(action, Wait) and in_flight:
+            return action
+        if left_ns < cost_ns:
+            return Done()
+        leader = min(best, key=lambda group: (-_mean(group), group[0].number))[0].number
+        return Repeat(to_confirm[0] if to_confirm else leader, history.max_epochs or UNLIMITED)
+
+
+def with_confirmations(policy: FidelityPolicy, count: int) -> FidelityPolicy:
+    """The policy, which keeps minutes back for so many confirmations; itself where there are none.
+
+    Raises ValueError for a negative count.
+    """
+    if count < 0:
+        raise ValueError(f"the number of settings to confirm is at least 0, got {count}")
+    return Confirming(policy, count) if count else policy
+
+
+# -- who won --------------------------------------------------------------------------------------
+
+
+def chosen(history: HistoryView) -> Trial | None:
+    """The winner: the first training of the configuration that a user should take.
+
+    Where configurations were confirmed, that with the highest mean over all its trainings, of
+    those: others had one score only, which may be luck. One that broke off when it was trained
+    again is out. Where none was confirmed it is the best score seen.
+    """
+    groups = full_trainings(history)
+    confirmed = [g for g in groups if any(t.confirms is not None for t in g)]
+    others = [g for g in groups if len(g) == 1]
+    for candidates in (confirmed, others) if confirmed else ():
+        sound = [g for g in candidates if _mean(g) > -math.inf]
+        if sound:
+            return min(sound, key=lambda group: (-_mean(group), group[0].number))[0]
+    return history.best
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What another training of a winner may be expected to score.
+
+    Attributes:
+        mean: over its trainings, or of a Gaussian process on all of them.
+        sd: how uncertain the mean is: its standard error, or the process' standard deviation.
+        trainings: how many the configuration had.
+        by: `trainings` or `model`.
+    """
+
+    mean: float
+    sd: float
+    trainings: int
+    by: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As summary.json has it."""
+        return asdict(self)
+
+
+def expected_score(history: HistoryView) -> Expected | None:
+    """Of the winner, by its trainings; None where it had one alone.
+
+    The spread between trainings is taken to be the same for all who had several, or two trainings
+    would say next to nothing of it.
+    """
+    winner, groups = chosen(history), full_trainings(history)
+    sound = [[t.score or 0.0 for t in g] for g in groups if len(g) > 1 and _mean(g) > -math.inf]
+    mine = next((g for g in groups if winner is not None and g[0].number == winner.number), [])
+    if len(mine) < 2:
+        return None
+    squares = sum(statistics.variance(scores) * (len(scores) - 1) for scores in sound)
+    variance = squares / sum(len(scores) - 1 for scores in sound)
+    return Expected(_mean(mine), math.sqrt(variance / len(mine)), len(mine), "trainings")
+
+
+def modelled_score(history: HistoryView, space: SearchSpace, seed: int) -> Expected | None:
+    """Of the winner, by a Gaussian process on all full trainings; None where it cannot be had."""
+    winner = chosen(history)
+    full = [t for t in history if t.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)]
+    if winner is None or len(full) > _MOST_DATA:
+        return None
+    from tuner.searchers.bayes import BayesSearcher
+
+    known = History(history.max_epochs, history.budget_ns)
+    for number, trial in enumerate(full):
+        known.restore(replace(trial, number=number))
+    belief = BayesSearcher(space, seed).belief(known.view(), [winner.config])
+    if belief is None:
+        return None
+    trainings = sum(t.config == winner.config for t in full)
+    return Expected(float(belief.mean[0]), float(belief.sd[0]), trainings, "model")
+
+
+def worth_keeping(ended: Iterable[Trial], count: int) -> list[Trial]:
+    """Of trials that ended with a score, those that may still be chosen: to keep checkpoints of.
+
+    The best of all and, where `count` are to be confirmed, so many of the completed ones.
+    """
+    found = sorted((t for t in ended if t.confirms is None), key=_rank)
+    completed = [t for t in found if t.state is TrialState.COMPLETED]
+    return list({t.number: t for t in (*found[:1], *completed[:count])}.values())
+
+
+# -- what a history says --------------------------------------------------------------------------
+
+
+def full_trainings(history: HistoryView) -> list[list[Trial]]:
+    """This search's trainings of each configuration trained to its end, the first one first.
+
+    One that broke off when it was trained again is among them, without a score.
+    """
+    groups: dict[str, list[Trial]] = {}
+    for trial in history:
+        if trial.source:
+            continue
+        if trial.state is TrialState.COMPLETED:
+            groups.setdefault(config_text(trial.config), []).append(trial)
+        elif trial.state is TrialState.INFEASIBLE and trial.repeat:
+            group = groups.get(config_text(trial.config))
+            if group is not None:
+                group.append(trial)
+    return [g for g in groups.values() if g[0].score is not None]
+
+
+def training_ns(history: HistoryView) -> int | None:
+    """What a full training costs on average, by those that were completed here; None before."""
+    costs = [t.device_ns for t in history if t.state is TrialState.COMPLETED and not t.source]
+    if costs:
+        return sum(costs) // len(costs)
+    if history.mean_epoch_ns is None or history.max_epochs is None:
+        return None
+    return history.mean_epoch_ns * history.max_epochs
+
+
+def ns_left(history: HistoryView) -> int | None:
+    """What a search may still spend, less what is held back for trials in flight; None: no limit.
+
+    By its history alone: what was charged for no trial shows in the readings at the next one.
+    """
+    if history.budget_ns is None:
+        return None
+    mine = [t for t in history if not t.source]
+    charged = sum(t.device_ns + t.partial_ns for t in mine)
+    readings = [t.curve[-1].at_ns if t.curve else t.started_ns for t in mine]
+    reserved = sum(t.reserved_ns for t in mine if t.state is TrialState.RUNNING)
+    return history.budget_ns - max(charged, *readings, 0) - reserved
+
+
+def _price_ns(action: Sample | Resume, history: HistoryView, cost_ns: int) -> int:
+    if isinstance(action, Resume):
+        trial = history[action.number]
+        return (action.until_epoch - trial.epoch) * trial.device_ns // max(1, trial.epoch)
+    if history.max_epochs is None:
+        return cost_ns
+    return cost_ns * action.until_epoch // history.max_epochs
+
+
+def _mean(group: list[Trial]) -> float:
+    """Over a configuration's trainings; infinitely bad where one of them broke off."""
+    scores = [-math.inf if t.score is None else t.score for t in group]
+    return statistics.fmean(scores)
+
+
+def _rank(trial: Trial) -> tuple[float, int]:
+    return (-(trial.score or 0.0), trial.number)
