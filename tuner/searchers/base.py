@@ -8,7 +8,7 @@ import numpy as np
 
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace, Value
-from tuner.trial import HistoryView
+from tuner.trial import HistoryView, TrialState
 
 
 class SpaceExhausted(Exception):
@@ -40,3 +40,15 @@ def generator(seed: int, name: str, history: HistoryView) -> np.random.Generator
 def config_key(space: SearchSpace, config: Config) -> tuple[tuple[bool, Value], ...]:
     """A configuration as a hashable key, by which duplicates are known."""
     return tuple((type(config[name]) is bool, config[name]) for name in space)
+
+
+def tried(space: SearchSpace, history: HistoryView) -> set[tuple[tuple[bool, Value], ...]]:
+    """The keys of all configurations that need not be tried again.
+
+    What an earlier study trained for a shorter time than a full training here is still to be.
+    """
+    return {
+        config_key(space, t.config)
+        for t in history
+        if not (t.source and t.state is TrialState.STOPPED)
+    }

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, ndtr, ndtri
 
-from tuner.searchers.base import config_key, generator
+from tuner.searchers.base import config_key, generator, tried
 from tuner.searchers.random import draw_new
 from tuner.space import Choice, Config, SearchSpace
 from tuner.trial import HistoryView, TrialState
@@ -53,7 +53,7 @@ class BohbSearcher:
         good, bad = densities
         drawn = self._decode(good.sample(SAMPLES, WIDENING, source))
         if self._space.cardinality is not None:
-            seen = {config_key(self._space, t.config) for t in history}
+            seen = tried(self._space, history)
             drawn = [config for config in drawn if config_key(self._space, config) not in seen]
             if not drawn:
                 self.fallback = "the model drew only what has been tried: random"

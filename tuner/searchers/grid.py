@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from tuner.searchers.base import SpaceExhausted, config_key, generator
+from tuner.searchers.base import SpaceExhausted, config_key, generator, tried
 from tuner.space import Config, SearchSpace, Value
 from tuner.trial import HistoryView
 
@@ -17,7 +17,8 @@ _SCATTERED = 4096
 class GridSearcher:
     """A lattice sized to what the budget can buy, visited so that the space is covered early.
 
-    The rule, all of it a function of seed and history:
+    The rule, all of it a function of seed and history, where results taken over from an earlier
+    study have no say in how the lattice is laid out, and their points are passed over:
 
     1. A lattice has n points a side, both ends included, evenly spaced on each knob's own scale;
        a choice knob always has all its options, an integer knob at most its integers. n is odd,
@@ -42,8 +43,8 @@ class GridSearcher:
 
     def propose(self, history: HistoryView) -> Config:
         """The first unvisited point of the current lattice, or of its refinement."""
-        visited = {config_key(self._space, t.config) for t in history}
-        points = self._points or self._side(history, visited)
+        visited = tried(self._space, history)
+        points = self._points or self._side(history)
         while points <= max(_FINEST, self._points or 0):
             for config in self._in_order(points):
                 if config_key(self._space, config) not in visited:
@@ -53,8 +54,9 @@ class GridSearcher:
             points = 2 * points - 1
         raise SpaceExhausted(f"all points up to {points} a side have been visited")
 
-    def _side(self, history: HistoryView, visited: set[tuple[tuple[bool, Value], ...]]) -> int:
+    def _side(self, history: HistoryView) -> int:
         """Points a side of the lattice that is being visited (rules 2 and 3)."""
+        visited = {config_key(self._space, t.config) for t in history.trained}
         for points in range(3, _FINEST, 2):
             axes = [set(axis) for axis in self._space.axes(points)]
             holds = all(

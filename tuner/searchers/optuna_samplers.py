@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from tuner.naming import pick
-from tuner.searchers.base import config_key
+from tuner.searchers.base import config_key, tried
 from tuner.searchers.random import draw_new
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, Domain, Float, SearchSpace, Value
@@ -100,7 +100,7 @@ class OptunaSearcher:
         """What the sampler asks for, given all that is known of the earlier trials."""
         self.fallback = ""
         finite = self._space.cardinality is not None
-        seen = {config_key(self._space, t.config) for t in history} if finite else set()
+        seen = tried(self._space, history) if finite else set()
         if finite and len(seen) == self._space.cardinality:
             return draw_new(self._space, self._seed, "optuna-rest", history)  # says so by raising
         with _quiet_and_alone():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from tuner.searchers.base import SpaceExhausted, config_key, generator
+from tuner.searchers.base import SpaceExhausted, config_key, generator, tried
 from tuner.space import Config, SearchSpace
 from tuner.trial import HistoryView
 
@@ -29,7 +29,7 @@ def draw_new(space: SearchSpace, seed: int, name: str, history: HistoryView) -> 
     source = generator(seed, name, history)
     if space.cardinality is None:
         return space.sample(source)
-    seen = {config_key(space, t.config) for t in history}
+    seen = tried(space, history)
     for _ in range(_DRAWS_BEFORE_COUNTING):
         config = space.sample(source)
         if config_key(space, config) not in seen:

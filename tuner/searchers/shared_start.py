@@ -23,7 +23,7 @@ class SharedStart:
     def propose(self, history: HistoryView) -> Config:
         """One of the common configurations, or the inner searcher's proposal."""
         self.fallback = ""
-        if len(history) < self._count:
+        if len(history.trained) < self._count:
             return draw_new(self._space, self._seed, "shared-start", history)
         config = self._inner.propose(history)
         self.fallback = self._inner.fallback
