@@ -54,5 +54,5 @@ def refuse_others(context: typer.Context, allowed: set[str], because_of: str) ->
         and source.name == "COMMANDLINE"
     ]
     if changed:
-        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        flags = ", ".join(p.opts[0] for p in context.command.params if p.name in changed)
         raise ValueError(f"{because_of} decides that itself; leave out {flags}")

@@ -57,7 +57,7 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
 
 def _interesting_floor(outcomes: Sequence[Outcome]) -> float:
     """Where the score axis begins: trials far below the median would flatten all the rest."""
-    scores = [t.score for o in outcomes for t in o.history if t.score is not None]
+    scores = [t.score for o in outcomes for t in o.history.trained if t.score is not None]
     if not scores:
         return 0.0
     return interesting_floor(scores) - 0.01 * (max(scores) - float(np.median(scores)))
@@ -66,7 +66,7 @@ def _interesting_floor(outcomes: Sequence[Outcome]) -> float:
 def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: float) -> None:
     name = outcomes[0].row.searcher
     for outcome in outcomes:
-        done = [t for t in outcome.history if t.score is not None]
+        done = [t for t in outcome.history.trained if t.score is not None]
         axes.plot(
             [to_minutes(t.curve[-1].at_ns) for t in done],
             [max(t.score or 0.0, floor) for t in done],
@@ -109,11 +109,11 @@ def _draw_probes(
     space = outcomes[0].row.space
     x, y = main_knobs(outcomes)
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
-    scores = [t.score for o in outcomes for t in o.history if t.score is not None]
+    scores = [t.score for o in outcomes for t in o.history.trained if t.score is not None]
     span = {"vmin": floor, "vmax": max(scores, default=1.0), "cmap": "viridis"}
     shown = None
     for panel, name in zip(panels, names, strict=True):
-        trials = [t for o in outcomes if o.row.searcher == name for t in o.history]
+        trials = [t for o in outcomes if o.row.searcher == name for t in o.history.trained]
         scored = [t for t in trials if t.score is not None]
         others = [t for t in trials if t.score is None]
         place = [_place(space, k, [t.config[k] for t in scored]) for k in (x, y)]
@@ -169,7 +169,7 @@ def draw_effects(
     `found` is `importance` of summary.json.
     """
     space = outcomes[0].row.space
-    trials = [t for o in outcomes for t in o.history]
+    trials = [t for o in outcomes for t in o.history.trained]
     epoch, results = measured(space, trials)
     columns = min(len(space), 4)
     rows = -(-len(space) // columns)
@@ -217,7 +217,7 @@ def _draw_scores(
         # Outside the layout, in which unclipped points that are not there would have a place.
         style: dict[str, Any] = {"clip_on": False, "in_layout": False}
         style["color"] = COLOURS[i % len(COLOURS)]
-        trials = [t for o in outcomes if o.row.searcher == name for t in o.history]
+        trials = [t for o in outcomes if o.row.searcher == name for t in o.history.trained]
         scored = [t for t in trials if t.score is not None]
         known = [{o.epoch: o.score for o in t.curve} for t in scored]
         x = np.array(_place(space, knob, [t.config[knob] for t in scored]), dtype=float)

@@ -89,7 +89,7 @@ class LiveView:
                 escape(_label(run)),
                 ProgressBar(total=total, completed=spent, width=24),
                 f"{to_minutes(total - spent):.2f} left",
-                str(len(scheduler.history)),
+                str(len(scheduler.history.trained)),
                 "" if best is None or best.score is None else f"{best.score:.4f}",
                 escape(_training(run)) if run is race.current else state,
             )
@@ -118,7 +118,7 @@ def _line(run: Run) -> str:
     spent, total = run.scheduler.budget.spent_ns, run.row.budget_ns or 0
     return (
         f"{escape(_label(run))}: {to_minutes(spent):.2f} of {to_minutes(total):.2f} minutes, "
-        f"{len(run.scheduler.history)} trials, {score}"
+        f"{len(run.scheduler.history.trained)} trials, {score}"
     )
 
 

@@ -210,6 +210,16 @@ class HistoryView:
         return self._best
 
     @property
+    def best_earlier(self) -> Trial | None:
+        """The best result from before, where it beats all that this search has trained itself."""
+        found = max((t for t in self._trials if t.source), key=_rank, default=None)
+        if found is None or found.score is None:
+            return None
+        best = self.best
+        is_ahead = best is None or best.score is None or found.score > best.score
+        return found if is_ahead else None
+
+    @property
     def epochs_seen(self) -> int:
         """How many epochs all trials of this search itself have finished."""
         return self._epochs

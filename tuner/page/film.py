@@ -87,7 +87,7 @@ class Camera:
             frame = run_frame(scene)
             if self._is_news((scene.row.id, None), frame):
                 runs.append(frame)
-            for trial in scene.history:
+            for trial in scene.history.trained:
                 mark = (trial.state, trial.epoch, trial.reason)  # all that can change on the page
                 if self._is_news((scene.row.id, trial.number), mark):
                     trials.append([scene.row.id, trial_frame(trial, scene.row.space)])
@@ -139,11 +139,12 @@ def end_ns(trial: Trial) -> int | None:
 def history_at(history: HistoryView, at_ns: int) -> History:
     """What was known when a run had used `at_ns` of device time.
 
-    A trial that began at that very moment is not in it: it was proposed from what is.
+    A trial that began at that very moment is not in it: it was proposed from what is. What was
+    taken over from an earlier study was known from the beginning.
     """
     past = History(history.max_epochs, history.budget_ns)
     for trial in history:
-        if trial.started_ns >= at_ns:
+        if trial.started_ns >= at_ns and not trial.source:
             break
         ended = end_ns(trial)
         if ended is None or ended > at_ns:

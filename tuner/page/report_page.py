@@ -99,7 +99,7 @@ def _pairs(space: SearchSpace, first: tuple[str, str]) -> list[tuple[str, str]]:
 
 def _effects(scenes: Sequence[Scene], importance: Mapping[str, Any] | None) -> dict[str, Any]:
     """What mattered, and for each knob [low, high, first, second, third quartile] of its cells."""
-    space, trials = scenes[0].row.space, [t for scene in scenes for t in scene.history]
+    space, trials = scenes[0].row.space, [t for scene in scenes for t in scene.history.trained]
     epoch, results = measured(space, trials)
     return {
         "text": in_words(importance),
@@ -126,7 +126,7 @@ def _others(scenes: Sequence[Scene], terrain: Terrain | None) -> Config:
 
 def _beliefs(scene: Scene, x: str, y: str, others: Config) -> list[dict[str, Any]]:
     """What the searcher believed at some of its trials' starts, if it has a model."""
-    starts = [to_minutes(trial.started_ns) for trial in scene.history]
+    starts = [to_minutes(trial.started_ns) for trial in scene.history.trained]
     step = max(1, len(starts) // _MOMENTS)
     found = []
     for minute in starts[::-1][::step][::-1]:  # the last one is always among them
