@@ -22,6 +22,7 @@ from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape, ridge_at
+from scripts.confirm_benchmark import confirm
 from scripts.errors import plain_errors
 from scripts.search_benchmark import search
 from scripts.workers import count_cores, describe_machine
@@ -280,6 +281,7 @@ def _compare_with_replay(runs: list[Path], landscape: str, out: Path) -> None:
 
 
 app.command()(search)
+app.command()(confirm)
 
 if __name__ == "__main__":
     app()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,13 @@ from landscapes.replay_runner import ReplayRunner
 from scripts.stopping import Stopper
 from scripts.workers import TrainingRequest, count_cores, start_workers
 from tuner.budget import to_minutes
+from tuner.confirm import (
+    Expected,
+    chosen,
+    expected_score,
+    modelled_score,
+    with_confirmations,
+)
 from tuner.entry import Entry, make_entry
 from tuner.fidelity import FidelityPolicy
 from tuner.page.assets import has_plotly
@@ -26,7 +33,7 @@ from tuner.race import Race, Result, Run, enter
 from tuner.reader import RunRow
 from tuner.report import TEST_ACCURACY, Outcome, main_knobs, worth, write_files
 from tuner.runner import Runner
-from tuner.searchers import Searcher
+from tuner.searchers import Searcher, make_searcher
 from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
 from tuner.store import Store
@@ -49,6 +56,7 @@ class Request(TrainingRequest):
     eta: int
     shared_start: int
     space: dict[str, Any]
+    confirm: int = 0
 
 
 def entry_for(
@@ -67,7 +75,7 @@ def entry_for(
     )
     if request.shared_start:
         searcher = SharedStart(searcher, space, seed, request.shared_start)
-    return searcher, policy
+    return searcher, with_confirmations(policy, request.confirm)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ def run_race(
                 runner,
                 policy=policy,
                 is_replay=is_replay,
+                keep=request.confirm,
                 on_change=view,
             )
         )
@@ -187,8 +196,11 @@ def _check_budget(race: Race) -> None:
 def _finish(
     store: Store, race: Race, track: Track, request: Request, folder: Path, console: Console
 ) -> None:
-    """Find out what each run's incumbent is worth, and write the files and the pictures."""
-    outcomes = [_outcome(store, run, track, console) for run in race.runs]
+    """Find out what each run's winner is worth, and write the files and the pictures."""
+    outcomes = [
+        replace(_outcome(store, run, track, console), expected=_expected(run, request))
+        for run in race.runs
+    ]
     settings = {
         **vars(request),
         "device": track.device,
@@ -225,9 +237,11 @@ def _finish(
 def _outcome(store: Store, run: Run, track: Track, console: Console) -> Outcome:
     """What a run came to; in real training its winner is tested, once."""
     history, ledger = run.scheduler.history, run.scheduler.budget.ledger
-    best, row = history.best, run.row
+    best, row = chosen(history), run.row
     if track.landscape is not None:
-        return Outcome(row, history, ledger, None, worth(track.landscape, best, row.seed))
+        trainings = 1 if best is None else history.trainings(best.config)
+        value = worth(track.landscape, best, row.seed, trainings)
+        return Outcome(row, history, ledger, None, value)
     mark, test_score = best.checkpoint if best is not None else None, None
     if mark is not None and mark.sha256 == row.tested:
         test_score = row.test_score
@@ -239,3 +253,18 @@ def _outcome(store: Store, run: Run, track: Track, console: Console) -> Outcome:
         except ValueError as error:  # the search itself is not lost for that
             console.print(f"{run.name} {row.seed}: {error}", soft_wrap=True)
     return Outcome(row, history, ledger, test_score)
+
+
+def _expected(run: Run, request: Request) -> Expected | None:
+    """What another training of a run's winner may be expected to score.
+
+    By a model where the race has one, and loading it costs nothing; of the first seed alone, or
+    many runs would take long.
+    """
+    history, row = run.scheduler.history, run.row
+    names = [Entry.parse(name).searcher for name in request.searchers]
+    searchers = [make_searcher(name, row.space, row.seed) for name in names]
+    by_model = None
+    if row.seed == request.seed and any(hasattr(s, "belief") for s in searchers):
+        by_model = modelled_score(history, row.space, row.seed)
+    return by_model or expected_score(history)

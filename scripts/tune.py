@@ -25,7 +25,7 @@ from tuner.budget import to_ns
 from tuner.entry import ETA, Entry
 from tuner.importance import in_words
 from tuner.store import Store
-from tuner.terminal import closing_table
+from tuner.terminal import closing_table, earlier_lines, luck_lines
 
 _REPLAY_COMMIT_S = 0.5
 _MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
@@ -53,6 +53,8 @@ def _check(request: Request) -> None:
     if request.shared_start < 0:
         raise ValueError(f"--shared-start is at least 0, got {request.shared_start}")
     if request.slots is not None and request.slots < 1:
+    if request.confirm < 0:
+        raise ValueError(f"--confirm is at least 0, got {request.confirm}")
         raise ValueError(f"--slots is at least 1, got {request.slots}")
     if not 0 <= request.seed < 1 << 53:
         raise ValueError(f"--seed is a whole number from 0 up to 2^53, got {request.seed}")
@@ -116,6 +118,13 @@ def main(
         int, typer.Option(help="So many first trials are the same for all searchers of a seed.")
     ] = 0,
     landscape: Annotated[
+    confirm: Annotated[
+        int,
+        typer.Option(
+            help="Keep minutes back to train so many of the best settings again, and choose by "
+            "the mean."
+        ),
+    ] = 0,
         str | None,
         typer.Option(help="Replay on a landscape instead, by name or by file."),
     ] = None,
@@ -172,6 +181,7 @@ def main(
             stopping_signals() as stopper,
             ExitStack() as stack,
         ):
+                confirm=confirm,
             stack.callback(store.close)
             server = stack.enter_context(_page(folder)) if page else None
             run_race(stack, store, request, folder, console, quiet or as_json, stopper)
@@ -220,10 +230,12 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
 
 
 _RESUME_FLAGS = {"resume", "budget_minutes", "page", "quiet", "as_json"}
+    for line in luck_lines(summary) + earlier_lines(summary):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 _REPLAY_FLAGS = {
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
-    *("fidelity", "min_epochs", "eta"),
-    *("landscape", "out", "page", "quiet", "as_json"),
+    *("fidelity", "min_epochs", "eta", "confirm"),
+    *("landscape", "out", "page", "quiet", "as_json", "earlier"),
 }
 
 

@@ -23,6 +23,7 @@ from tuner.seeding import config_text
 from tuner.space import SearchSpace
 from tuner.trial import History, HistoryView, Trial, TrialState
 
+_SLACK = 1.1  # of what is kept back: no training costs just what it did before
 _MOST_DATA = 300  # for which a Gaussian process is fitted in a second or two
 
 
@@ -46,20 +47,23 @@ class Confirming:
         if not groups or cost_ns is None or left_ns is None:
             return action
         in_flight = sum(t.state is TrialState.RUNNING for t in history.own)
-        best = sorted(groups, key=lambda group: _rank(group[0]))[: self._count]
+        best = [g[0] for g in sorted(groups, key=lambda g: _rank(g[0]))[: self._count]]
         begun = {t.confirms for t in history}
-        to_confirm = [group[0].number for group in best if group[0].number not in begun]
+        to_confirm = [t for t in best if t.number not in begun]
         if isinstance(action, Sample | Resume):
             # Who is in flight, and who begins now, may be among the K best in the end.
-            kept = min(self._count, len(to_confirm) + in_flight + 1)
-            if left_ns - _price_ns(action, history, cost_ns) >= kept * cost_ns:
+            others = min(self._count, len(to_confirm) + in_flight + 1) - len(to_confirm)
+            kept_ns = _SLACK * (sum(t.device_ns for t in to_confirm) + others * cost_ns)
+            price_ns = _price_ns(action, history, cost_ns)
+            if left_ns >= _overhead(history) * (price_ns + kept_ns):
                 return action
         if isinstance(action, Wait) and in_flight:
             return action
-        if left_ns < cost_ns:
-            return Done()
-        leader = min(best, key=lambda group: (-_mean(group), group[0].number))[0].number
-        return Repeat(to_confirm[0] if to_confirm else leader, history.max_epochs or UNLIMITED)
+        leader = min(groups, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
+        for trial in to_confirm or [leader]:
+            if trial.device_ns <= left_ns:
+                return Repeat(trial.number, history.max_epochs or UNLIMITED)
+        return Done()
 
 
 def with_confirmations(policy: FidelityPolicy, count: int) -> FidelityPolicy:
@@ -89,7 +93,16 @@ def chosen(history: HistoryView) -> Trial | None:
         sound = [g for g in candidates if _mean(g) > -math.inf]
         if sound:
             return min(sound, key=lambda group: (-_mean(group), group[0].number))[0]
-    return history.best
+    best = history.best
+    return best if best is None or best.confirms is None else history[best.confirms]
+
+
+def mean_score(history: HistoryView, trial: Trial) -> float:
+    """Of a trial's configuration, over all its full trainings; its own where there is none."""
+    for group in full_trainings(history):
+        if group[0].number == trial.number:
+            return _mean(group)
+    return trial.score or 0.0
 
 
 @dataclass(frozen=True)
@@ -116,17 +129,17 @@ class Expected:
 def expected_score(history: HistoryView) -> Expected | None:
     """Of the winner, by its trainings; None where it had one alone.
 
-    The spread between trainings is taken to be the same for all who had several, or two trainings
-    would say next to nothing of it.
+    Two trainings can be alike by chance: its variance is taken to be at least the median one of
+    all configurations that were trained several times.
     """
-    winner, groups = chosen(history), full_trainings(history)
-    sound = [[t.score or 0.0 for t in g] for g in groups if len(g) > 1 and _mean(g) > -math.inf]
-    mine = next((g for g in groups if winner is not None and g[0].number == winner.number), [])
-    if len(mine) < 2:
+    winner = chosen(history)
+    several = [g for g in full_trainings(history) if len(g) > 1 and _mean(g) > -math.inf]
+    mine = next((g for g in several if winner is not None and g[0].number == winner.number), None)
+    if mine is None:
         return None
-    squares = sum(statistics.variance(scores) * (len(scores) - 1) for scores in sound)
-    variance = squares / sum(len(scores) - 1 for scores in sound)
-    return Expected(_mean(mine), math.sqrt(variance / len(mine)), len(mine), "trainings")
+    usual = statistics.median(_variance(g) for g in several)
+    sd = math.sqrt(max(usual, _variance(mine)) / len(mine))
+    return Expected(_mean(mine), sd, len(mine), "trainings")
 
 
 def modelled_score(history: HistoryView, space: SearchSpace, seed: int) -> Expected | None:
@@ -147,14 +160,17 @@ def modelled_score(history: HistoryView, space: SearchSpace, seed: int) -> Expec
     return Expected(float(belief.mean[0]), float(belief.sd[0]), trainings, "model")
 
 
-def worth_keeping(ended: Iterable[Trial], count: int) -> list[Trial]:
+def worth_keeping(history: HistoryView, ended: Iterable[Trial], count: int) -> list[Trial]:
     """Of trials that ended with a score, those that may still be chosen: to keep checkpoints of.
 
-    The best of all and, where `count` are to be confirmed, so many of the completed ones.
+    The best of all and, where `count` are to be confirmed, so many of the completed ones, and all
+    whose confirmation has begun.
     """
     found = sorted((t for t in ended if t.confirms is None), key=_rank)
     completed = [t for t in found if t.state is TrialState.COMPLETED]
-    return list({t.number: t for t in (*found[:1], *completed[:count])}.values())
+    begun = {t.confirms for t in history} if count else set()
+    confirmed = [t for t in found if t.number in begun]
+    return list({t.number: t for t in (*found[:1], *completed[:count], *confirmed)}.values())
 
 
 # -- what a history says --------------------------------------------------------------------------
@@ -202,6 +218,16 @@ def ns_left(history: HistoryView) -> int | None:
     return history.budget_ns - max(charged, *readings, 0) - reserved
 
 
+def _overhead(history: HistoryView) -> float:
+    """What the run paid since its first trial began, over what its trials cost: at least 1."""
+    mine = [t for t in history if not t.source]
+    paid = sum(t.device_ns + t.partial_ns for t in mine)
+    if not paid:
+        return 1.0
+    latest = max(t.curve[-1].at_ns if t.curve else t.started_ns for t in mine)
+    return max(1.0, (latest - mine[0].started_ns) / paid)
+
+
 def _price_ns(action: Sample | Resume, history: HistoryView, cost_ns: int) -> int:
     if isinstance(action, Resume):
         trial = history[action.number]
@@ -215,6 +241,10 @@ def _mean(group: list[Trial]) -> float:
     """Over a configuration's trainings; infinitely bad where one of them broke off."""
     scores = [-math.inf if t.score is None else t.score for t in group]
     return statistics.fmean(scores)
+
+
+def _variance(group: list[Trial]) -> float:
+    return statistics.variance(t.score or 0.0 for t in group)
 
 
 def _rank(trial: Trial) -> tuple[float, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tuner.budget import Costs, to_minutes
+from tuner.confirm import Expected, chosen, mean_score
 from tuner.files import write_atomically
 from tuner.importance import importance
 from tuner.progress import Line, race_progress
@@ -29,8 +30,10 @@ class Outcome:
     """What one run came to.
 
     Attributes:
-        test_score: of the incumbent, in real training.
-        value: of the incumbent, on a landscape: its score without noise.
+        test_score: of the winner, in real training.
+        value: of the winner, on a landscape: its score without noise.
+        expected: what another training of the winner may be expected to score; None where nobody
+            knows.
     """
 
     row: RunRow
@@ -38,6 +41,12 @@ class Outcome:
     ledger: Costs
     test_score: float | None
     value: float | None = None
+    expected: Expected | None = None
+
+    @property
+    def winner(self) -> Trial | None:
+        """The trial whose configuration a user should take."""
+        return chosen(self.history)
 
 
 def best_so_far(history: HistoryView) -> list[tuple[int, float]]:
@@ -90,15 +99,18 @@ def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
 
 def run_summary(outcome: Outcome) -> dict[str, Any]:
     """One entry of `runs` in summary.json. Scores are fractions, times are minutes."""
-    history, best = outcome.history, outcome.history.best
+    history, best, winner = outcome.history, outcome.history.best, outcome.winner
+    expected = outcome.expected
     return {
         "searcher": outcome.row.searcher,
         "seed": outcome.row.seed,
         "trials": len(history),
         "states": dict(sorted(Counter(t.state.name for t in history).items())),
         "best_score": None if best is None else best.score,
-        "best_trial": None if best is None else best.number,
-        "best_config": None if best is None else dict(best.config),
+        "best_trial": None if winner is None else winner.number,
+        "best_config": None if winner is None else dict(winner.config),
+        "expected_score": None if expected is None else expected.to_json(),
+        "confirmations": sum(t.confirms is not None for t in history),
         "test_score": outcome.test_score,
         "value": outcome.value,
         "minutes_spent": to_minutes(sum(outcome.ledger.values())),
@@ -139,14 +151,16 @@ def lines_of(outcomes: Sequence[Outcome]) -> dict[str, list[Line]]:
 TEST_ACCURACY = "test accuracy"
 
 
-def worth(terrain: Terrain, incumbent: Trial | None, seed: int) -> float | None:
+def worth(terrain: Terrain, incumbent: Trial | None, seed: int, trainings: int = 1) -> float | None:
     """What a user would get of a run's incumbent on a landscape; None where nobody can know.
 
-    Nothing found, and a training that breaks off when it is done again, are worth 0.
+    Nothing found, and a training that breaks off when it is done again, are worth 0. `trainings`
+    is how often the run trained its configuration.
     """
     if incumbent is None:
         return 0.0
-    value = terrain.value(incumbent.config, seed)
+    shown = () if trainings == 1 else (trainings,)
+    value = terrain.value(incumbent.config, seed, *shown)
     return 0.0 if value is not None and math.isnan(value) else value
 
 
@@ -180,10 +194,10 @@ def how_soon(progress: dict[str, Any], searcher: str) -> str:
 
 
 def winner(outcomes: Sequence[Outcome]) -> tuple[Outcome, Trial] | None:
-    """The run with the best trial of all, and that trial; None where there is no score."""
-    found = [(o, o.history.best) for o in outcomes]
+    """The run whose winner has the highest mean score of all, and that; None without a score."""
+    found = [(o, o.winner) for o in outcomes]
     scored = [(o, t) for o, t in found if t is not None and t.score is not None]
-    return max(scored, key=lambda pair: pair[1].score or 0.0) if scored else None
+    return max(scored, key=lambda pair: mean_score(pair[0].history, pair[1])) if scored else None
 
 
 def write_files(
@@ -221,7 +235,7 @@ def _trials_csv(outcomes: Sequence[Outcome]) -> str:
             *(o.row.searcher, o.row.seed, t.number, t.state.name, t.epoch, t.score),
             *(to_minutes(t.device_ns + t.partial_ns), to_minutes(t.started_ns)),
             *(t.config[name] for name in knobs),
-            "; ".join(filter(None, [t.reason, t.note])),
+            t.remark,
         ]
         for o in outcomes
         for t in o.history
@@ -234,6 +248,7 @@ def _curves_csv(outcomes: Sequence[Outcome]) -> str:
         [o.row.searcher, o.row.seed, t.number, e.epoch, e.score, to_minutes(e.at_ns)]
         for o in outcomes
         for t in o.history
+            "expected_score": None if outcome.expected is None else outcome.expected.to_json(),
         for e in t.curve
     )
     return _csv(["searcher", "seed", "trial", "epoch", "score", "minutes"], rows)

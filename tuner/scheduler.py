@@ -109,7 +109,7 @@ class Scheduler:
         self._failures = 0
         ended = [t for t in history.trained if t.state.is_final and t.score is not None]
         self._keep = keep
-        self._kept = worth_keeping(ended, keep)
+        self._kept = worth_keeping(history, ended, keep)
         self._base_ns = 0
         self._interrupted = False
         self.finished = False  # nothing that the budget could buy is left to do
@@ -378,7 +378,7 @@ class Scheduler:
             self._runner.discard(trial)
             return
         before = [*self._kept, trial]
-        self._kept = worth_keeping(before, self._keep)
+        self._kept = worth_keeping(self.history, before, self._keep)
         for other in before:
             if other not in self._kept:
                 self._runner.discard(other)

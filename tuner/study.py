@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 
 from tuner.budget import Budget, Kind, to_minutes, to_ns
+from tuner.confirm import Expected, chosen, expected_score, with_confirmations
 from tuner.entry import ETA, make_entry
-from tuner.fidelity import UNLIMITED, FullFidelity
+from tuner.fidelity import UNLIMITED, FidelityPolicy, FullFidelity
 from tuner.naming import pick
 from tuner.reader import RunRow
 from tuner.runner import FunctionRunner, TrainFunction
@@ -219,8 +220,11 @@ class Study:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best score; None before the first."""
-        best = self._history.best
+        """The trial with the best score; None before the first.
+
+        Where some were confirmed, the first training of the configuration with the best mean.
+        """
+        best = chosen(self._history)
         return None if best is None else self._outward(best)
 
     @property
@@ -244,7 +248,7 @@ class Study:
                         t.score,
                         minutes,
                         *knobs,
-                        "; ".join(filter(None, [t.reason, t.note])),
+                        t.remark,
                     ]
                 )
 
@@ -258,6 +262,12 @@ class Study:
         return self
 
     def __exit__(
+    @property
+    def expected_score(self) -> Expected | None:
+        """What another training of `best` may be expected to score; None where it had only one."""
+        found = expected_score(self._history)
+        return None if found is None else replace(found, mean=self._sign * found.mean)
+
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -271,7 +281,9 @@ class Study:
         curve = tuple(replace(o, score=-o.score) for o in trial.curve)
         return replace(trial, curve=curve)
 
-    def _run(self, train: TrainFunction, on_change: Callable[[], None]) -> None:
+    def _run(
+        self, train: TrainFunction, on_change: Callable[[], None], policy: FidelityPolicy
+    ) -> None:
         runner = FunctionRunner(train, self._sign)
         mark_interrupted(self._history, self._recorder, runner_keeps=False)
         scheduler = Scheduler(
@@ -336,6 +348,7 @@ def tune(
         ValueError: arguments that make no sense.
         TrainingBrokenError: five trials in a row raised.
     """
+    confirm: int = 0,
     if max_epochs is not None and max_epochs < 1:
         raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
     path: Path | None = None
@@ -354,9 +367,13 @@ def tune(
         budget_minutes=budget_minutes,
     )
     try:
-        study._run(train, on_change)
+        study._run(train, on_change, with_confirmations(study._policy, confirm))
     finally:
         if path is not None:
             study.to_csv(path.with_name("trials.csv"))
         study.close()
     return study
+        confirm: keep minutes back to train so many of the best configurations again, each once,
+            and have `best` be the one with the best mean; `train` must not give every training of
+            a configuration the same random numbers.
+    with_confirmations(FullFidelity(), confirm)  # refused before a file is made

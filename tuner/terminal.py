@@ -140,6 +140,36 @@ def closing_table(summary: dict[str, Any]) -> Table:
     return _searcher_table(summary, measure) if seeds > 1 else _run_table(summary, measure)
 
 
+def luck_lines(summary: dict[str, Any]) -> list[str]:
+    """What each searcher's first winner may be expected to score, beside the best score seen."""
+    lines = []
+    for run in summary["runs"]:
+        expected = run["expected_score"]
+        if run["seed"] != summary["runs"][0]["seed"] or expected is None:
+            continue
+        trainings = expected["trainings"]
+        times = "1 training" if trainings == 1 else f"{trainings} trainings"
+        how = f"mean and standard error of its {times}"
+        if expected["by"] == "model":
+            how = f"a Gaussian process on all, {times} of it"
+        lines.append(
+            f"{run['searcher']} {run['seed']}: expect {expected['mean']:.4f} ± "
+            f"{expected['sd']:.4f} of trial {run['best_trial']} ({how}); the best score seen was "
+            f"{run['best_score']:.4f}"
+        )
+    return lines
+
+
+def earlier_lines(summary: dict[str, Any]) -> list[str]:
+    """What was known before, where that beats all that the race has found itself."""
+    return [
+        f"{known['trials']} results from {known['source']}; its best, {known['best_score']:.4f}, "
+        f"beats all that was trained here: {describe(known['best_config'])}"
+        for known in summary["earlier"]
+        if known["is_ahead"]
+    ]
+
+
 def _run_table(summary: dict[str, Any], measure: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("searcher", "trials", "validation", measure, "gap", "minutes", "best setting")

@@ -134,7 +134,8 @@ class Trial:
     def remark(self) -> str:
         """All that there is to say of it: why it is as it is, and where it comes from."""
         origin = self.source if self.source in ("", ADDED) else f"from {self.source}"
-        return "; ".join(filter(None, [self.reason, self.note, origin]))
+        purpose = "" if self.confirms is None else f"confirms trial {self.confirms}"
+        return "; ".join(filter(None, [self.reason, self.note, origin, purpose]))
 
 
 class HistoryView:

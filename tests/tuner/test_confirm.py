@@ -1,0 +1,340 @@
+"""Confirmations: who is trained again, what that may cost, and who wins."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landscapes.registry import open_landscape
+from landscapes.replay_runner import ReplayRunner
+from landscapes.synthetic import make_landscape
+from tests.helpers import RandomCosts
+from tuner import Float, tune
+from tuner.budget import Budget
+from tuner.confirm import (
+    chosen,
+    expected_score,
+    mean_score,
+    modelled_score,
+    with_confirmations,
+    worth_keeping,
+)
+from tuner.entry import make_entry
+from tuner.fidelity import FullFidelity
+from tuner.race import enter
+from tuner.report import Outcome, run_summary, worth
+from tuner.scheduler import Recorder, Scheduler
+from tuner.seeding import derive_seed, trial_seed
+from tuner.store import Store
+from tuner.trial import Checkpoint, History, Observation, Trial, TrialState
+
+ENTRIES = ["random", "grid", "random+asha", "random+median", "hyperband", "sh"]
+
+
+def begin(landscape, *, budget_ns, count, slots=1, seed=0, name="random"):
+    searcher, policy = make_entry(name, landscape.space, seed, epochs=landscape.epochs)
+    return Scheduler(
+        searcher,
+        with_confirmations(policy, count),
+        ReplayRunner(landscape, seed, slots),
+        History(landscape.epochs, budget_ns),
+        Recorder(Budget(budget_ns)),
+        seed=seed,
+        keep=count,
+    )
+
+
+def history_of(*rows):
+    """Rows are (x, score, number that it confirms or None); a score of None is infeasible."""
+    history = History(1, None)
+    for number, (x, score, confirms) in enumerate(rows):
+        config = {"x": x}
+        repeat = history.trainings(config)
+        history.start(Trial(number, config, 0, 1, repeat=repeat, confirms=confirms))
+        if score is None:
+            history.close(number, TrialState.INFEASIBLE)
+        else:
+            history.observe(number, Observation(1, score, 1))
+            history.close(number, TrialState.COMPLETED)
+    return history
+
+
+# -- seeds ---------------------------------------------------------------------------------------
+
+
+def test_the_first_training_keeps_its_seed_and_each_repeat_has_its_own():
+    config = {"b": 2, "a": 0.5}
+    assert trial_seed(3, config) == derive_seed(3, "trial", '{"a": 0.5, "b": 2}')
+    seeds = [trial_seed(3, config, repeat) for repeat in range(50)]
+    assert seeds[0] == trial_seed(3, dict(reversed(config.items())))
+    assert len(set(seeds)) == 50
+
+
+def test_a_landscape_answers_a_repeat_with_another_training():
+    smooth = make_landscape("smooth")
+    config, value = smooth.optimum()
+    ends = [smooth.curve(config, 0, repeat)[0][-1] for repeat in range(300)]
+    assert (smooth.curve(config, 0)[0] == smooth.curve(config, 0, 0)[0]).all()
+    assert len(set(ends)) == 300
+    assert abs(np.mean(ends) - value) < 4 * smooth.noise / math.sqrt(300) + 0.002  # the cliff's
+
+
+def test_a_table_shows_its_replicates_in_turn_and_judges_by_those_that_nobody_saw():
+    table = open_landscape("cnn_sample_2d")  # two replicates, of the study seeds 0 and 1
+    config, ends = table.settings[100], table.scores[100, :, -1]
+    for seed in (0, 1):
+        shown = [table.curve(config, seed, repeat)[0][-1] for repeat in range(3)]
+        assert shown == [ends[seed], ends[1 - seed], ends[seed]]
+        assert table.value(config, seed) == ends[1 - seed]
+        assert table.value(config, seed, 2) is None
+    history = history_of((0.5, 0.9, None))
+    assert worth(table, Trial(0, config, 0, 12), 0, 2) is None
+    assert history.trainings({"x": 0.5}) == 1
+
+
+# -- who wins ------------------------------------------------------------------------------------
+
+
+def test_without_confirmations_the_best_score_wins_and_nothing_is_expected():
+    history = history_of((0.1, 0.7, None), (0.2, 0.9, None), (0.3, 0.8, None))
+    assert chosen(history) is history.best
+    assert expected_score(history) is None
+    assert mean_score(history, history.best) == 0.9
+    assert chosen(history_of()) is None
+
+
+def test_the_highest_mean_of_the_confirmed_wins_by_hand():
+    history = history_of(
+        (0.1, 0.90, None),
+        (0.2, 0.88, None),
+        (0.3, 0.86, None),  # above every mean, and never confirmed
+        (0.1, 0.80, 0),
+        (0.2, 0.83, 1),
+    )
+    assert chosen(history).number == 1
+    assert mean_score(history, history[1]) == pytest.approx(0.855)
+    expected = expected_score(history)
+    # Sample variances 0.005 and 0.00125; their median is 0.003125, more than the winner's own.
+    assert expected.mean == pytest.approx(0.855)
+    assert expected.sd == pytest.approx(math.sqrt(0.003125 / 2))
+    assert (expected.trainings, expected.by) == (2, "trainings")
+
+
+def test_who_breaks_off_when_trained_again_is_out():
+    history = history_of((0.1, 0.9, None), (0.2, 0.8, None), (0.1, None, 0), (0.2, 0.7, 1))
+    assert chosen(history).number == 1
+    alone = history_of((0.1, 0.9, None), (0.2, 0.8, None), (0.1, None, 0))
+    assert chosen(alone).number == 1
+    assert chosen(history_of((0.1, 0.9, None), (0.1, None, 0))).number == 0
+
+
+def test_the_summary_names_the_winner_and_keeps_the_best_score_seen(tmp_path):
+    history = history_of((0.1, 0.90, None), (0.2, 0.88, None), (0.1, 0.80, 0), (0.2, 0.86, 1))
+    store = Store(tmp_path / "study.sqlite", create=True)
+    row = store.add_run("random", 0, RandomCosts.space, 1, None)
+    found = run_summary(Outcome(row, history, {}, None, None, expected_score(history)))
+    store.close()
+    assert (found["best_score"], found["best_trial"]) == (0.90, 1)
+    assert found["best_config"] == {"x": 0.2}
+    assert found["expected_score"]["mean"] == pytest.approx(0.87)
+    assert found["confirmations"] == 2
+
+
+def test_a_model_expects_less_than_the_luckiest_of_equals():
+    landscape = make_landscape("flat")
+    scheduler = begin(landscape, budget_ns=round(20 * 90e9), count=0)
+    scheduler.run()
+    found = modelled_score(scheduler.history, landscape.space, 0)
+    assert 0 < found.sd < 0.004
+    assert 0.85 - 4 * found.sd < found.mean < scheduler.history.best.score
+    assert (found.by, found.trainings) == ("model", 1)
+
+
+# -- who is trained again, and the budget --------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 5),  # epochs
+    st.integers(1, 3),  # slots
+    st.integers(1, 4),  # to confirm
+    st.integers(100, 4_000),  # budget
+    st.integers(0, 10**6),  # seed
+    st.sampled_from(ENTRIES),
+)
+def test_the_best_are_confirmed_within_the_budget(epochs, slots, count, budget_ns, seed, name):
+    landscape = RandomCosts(epochs, 50)
+    scheduler = begin(
+        landscape, budget_ns=budget_ns, count=count, slots=slots, seed=seed, name=name
+    )
+    scheduler.run()
+    assert scheduler.finished
+    history, budget = scheduler.history, scheduler.budget
+    assert budget.spent_ns == sum(budget.ledger.values()) <= budget_ns
+    paid = sum(t.device_ns + t.partial_ns for t in history)
+    assert paid + budget.ledger[next(k for k in budget.ledger if k.value == "lost")] == (
+        budget.spent_ns
+    )
+    for trial in history:
+        if trial.confirms is not None:
+            first = history[trial.confirms]
+            assert (first.state, first.config) == (TrialState.COMPLETED, trial.config)
+            assert trial.seed != first.seed
+            before = [t for t in history.trials[: trial.number] if t.config == trial.config]
+            assert trial.repeat == len(before) > 0
+            # Of those that had been completed when it began, it is one of the K best.
+            rivals = [
+                t.curve[-1].score
+                for t in history
+                if t.confirms is None
+                and t.epoch == epochs
+                and t.curve[-1].at_ns <= trial.started_ns
+            ]
+            assert sum(score > first.score for score in rivals) < count
+    winner = chosen(history)
+    ended = [t for t in history.finished if t.score is not None]
+    kept = worth_keeping(history, ended, count)
+    assert winner is None or not winner.state.is_final or winner in kept
+
+
+def test_with_equal_costs_exactly_the_three_best_are_confirmed():
+    landscape = RandomCosts(4, 50, equal=True)
+    scheduler = begin(landscape, budget_ns=20 * 200, count=3)
+    scheduler.run()
+    trials = scheduler.history.trials
+    searched = [t for t in trials if t.confirms is None]
+    best = sorted(searched, key=lambda t: -t.score)[:3]
+    again = [t.confirms for t in trials if t.confirms is not None]
+    assert sorted(again[:3]) == sorted(t.number for t in best)
+    assert len(searched) + len(again) >= 19
+    assert len(again) <= 4
+    assert trials[-1].curve[-1].score != scheduler.history[trials[-1].confirms].score
+
+
+@pytest.mark.parametrize("name", ["random", "random+asha", "hyperband"])
+def test_no_confirmations_is_the_policy_itself(name):
+    landscape = RandomCosts(4, 50)
+    plain = begin(landscape, budget_ns=2_000, count=0, name=name)
+    policy = FullFidelity()
+    assert with_confirmations(policy, 0) is policy
+    plain.run()
+    assert all(t.confirms is None for t in plain.history)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        with_confirmations(policy, -1)
+
+
+class Killed(Exception):
+    pass
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(0, 10**6),
+    st.sampled_from(["random", "random+asha", "hyperband"]),
+)
+def test_a_search_killed_anywhere_confirms_as_its_uninterrupted_twin(
+    tmp_path_factory, kills, slots, seed, name
+):
+    landscape = RandomCosts(4, 50)
+    twin = begin(landscape, budget_ns=1_500, count=3, slots=slots, seed=seed, name=name)
+    twin.run()
+    path = tmp_path_factory.mktemp("killed") / "study.sqlite"
+    for attempt, after in enumerate([*kills, None]):
+        left = [after]
+
+        def on_change(left=left):
+            if left[0] is not None:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise Killed
+
+        store = Store(path, create=attempt == 0)
+        if attempt == 0:
+            store.add_run(name, seed, landscape.space, landscape.epochs, 1_500)
+            store.commit()
+        row = store.runs()[0]
+        searcher, policy = make_entry(name, landscape.space, seed, epochs=4)
+        run = enter(
+            store,
+            row,
+            searcher,
+            ReplayRunner(landscape, seed, slots),
+            policy=with_confirmations(policy, 3),
+            keep=3,
+            is_replay=True,
+            on_change=on_change,
+        )
+        try:
+            run.scheduler.run()
+        except Killed:
+            pass
+        finally:
+            store._db.close()
+            store._lock.release()
+    assert run.scheduler.history.trials == twin.history.trials
+    assert run.scheduler.budget.ledger == twin.budget.ledger
+
+
+# -- checkpoints, and the library ----------------------------------------------------------------
+
+
+def test_the_checkpoints_of_all_who_may_be_chosen_are_kept():
+    mark = Checkpoint("a", "b")
+
+    def ended(number, score, state=TrialState.COMPLETED, confirms=None):
+        curve = (Observation(1, score, 1),)
+        return Trial(number, {}, 0, 1, state, curve, confirms=confirms, checkpoint=mark)
+
+    trials = [
+        ended(0, 0.5),
+        ended(1, 0.9, TrialState.STOPPED),
+        ended(2, 0.6),
+        ended(3, 0.7),
+        ended(4, 0.95, confirms=3),
+        ended(5, 0.4),
+    ]
+    history = History()
+    for trial in trials:
+        history.restore(trial)
+    assert [t.number for t in worth_keeping(history, trials, 0)] == [1]
+    # The best of all, the best two that were completed, and who is confirmed.
+    assert {t.number for t in worth_keeping(history, trials, 1)} == {1, 3}
+    assert {t.number for t in worth_keeping(history, trials, 2)} == {1, 2, 3}
+    history.restore(ended(6, 0.1, confirms=0))
+    assert {t.number for t in worth_keeping(history, trials, 2)} == {0, 1, 2, 3}
+    one_by_one = []
+    for trial in trials:
+        one_by_one = worth_keeping(history, [*one_by_one, trial], 2)
+    assert {t.number for t in one_by_one} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_tune_confirms_and_chooses_by_the_mean(mode):
+    noise = np.random.default_rng(0)
+    sign = 1 if mode == "max" else -1
+
+    def train(config):
+        time.sleep(0.005)
+        yield sign * noise.normal()
+
+    study = tune(
+        train, {"x": Float(0, 1)}, budget_minutes=0.01, searcher="random", mode=mode, confirm=3
+    )
+    again = [t for t in study.trials if t.confirms is not None]
+    assert len(again) >= 3
+    found = {}
+    for trial in study.trials:
+        if trial.score is not None:
+            found.setdefault(trial.config["x"], []).append(trial.score)
+    means = {x: np.mean(s) for x, s in found.items() if len(s) > 1}
+    best = max(means, key=lambda x: sign * means[x])
+    assert study.best.config["x"] == best
+    assert study.expected_score.mean == pytest.approx(means[best])
+    assert study.minutes_spent < 0.011
+    with pytest.raises(ValueError, match="at least 0"):
+        tune(train, {"x": Float(0, 1)}, budget_minutes=0.002, confirm=-1)
