@@ -38,6 +38,7 @@ from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
 from tuner.store import Store
 from tuner.terminal import LiveView
+from tuner.trial import Trial
 
 _RUNS_PER_PROCESS = 4
 
@@ -55,8 +56,8 @@ class Request(TrainingRequest):
     min_epochs: int | None
     eta: int
     shared_start: int
-    space: dict[str, Any]
     confirm: int = 0
+    space: dict[str, Any]
 
 
 def entry_for(
@@ -117,8 +118,8 @@ def run_race(
                 searcher,
                 runner,
                 policy=policy,
-                is_replay=is_replay,
                 keep=request.confirm,
+                is_replay=is_replay,
                 on_change=view,
             )
         )
@@ -128,7 +129,8 @@ def run_race(
     processes = _processes(race) if track.pool is None else 1
     go = race.go
     if processes > 1:
-        go = partial(race.go_in_parallel, partial(_replay, request), processes)
+        earlier = [t for t in race.runs[0].scheduler.history if t.source]  # the same for all
+        go = partial(race.go_in_parallel, partial(_replay, request, earlier), processes)
     with view.watch(race):
         stopper.go(race, go)
     store.commit(force=True)
@@ -138,16 +140,18 @@ def run_race(
 
 def _processes(race: Race) -> int:
     """How many processes a replay is worth: starting one takes seconds, a run may take less."""
-    new = sum(not len(run.scheduler.history) for run in race.runs)
+    new = sum(not run.scheduler.history.trained for run in race.runs)
     return min(count_cores(), new // _RUNS_PER_PROCESS)
 
 
-def _replay(request: Request, row: RunRow) -> Result:
-    """One run of a replay, from beginning to end, in memory."""
+def _replay(request: Request, earlier: list[Trial], row: RunRow) -> Result:
+    """One run of a replay, from what was taken over to its end, in memory."""
     track = _replay_track(request)
     searcher, policy = entry_for(row.searcher, row.space, row.seed, request)
     runner = track.runner(row)
     run = enter(None, row, searcher, runner, policy=policy, is_replay=True, on_change=lambda: None)
+    for trial in earlier:
+        run.scheduler.history.adopt(trial)
     run.scheduler.run()
     return Result.of(run)
 
@@ -185,7 +189,7 @@ def _training_track(
 def _check_budget(race: Race) -> None:
     """Refuse a budget that does not buy one epoch; nothing has been trained yet."""
     for run in race.runs:
-        if len(run.scheduler.history) == 0 and not run.can_go_on:
+        if not run.scheduler.history.trained and not run.can_go_on:
             raise ValueError(
                 f"the budget of {to_minutes(run.row.budget_ns or 0):g} minutes is too small: "
                 f"starting up took {to_minutes(run.recorder.budget.spent_ns):.3f} and one epoch "
@@ -214,6 +218,8 @@ def _finish(
     from tuner.plots import draw_effects, draw_race
 
     title = f"{settings['landscape'] or settings['data']} on {track.device}"
+    for known in content["earlier"]:  # who looks at the pictures alone should know
+        title += f", knowing {known['trials']} results of {known['source']}"
     draw_race(folder / "race.png", outcomes, track.unit, title)
     draw_effects(folder / "knobs.png", outcomes, content["importance"], title)
     if has_plotly():

@@ -18,6 +18,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from landscapes.registry import open_landscape
+from scripts.earlier import begin_with, check_folders, read_earlier
 from scripts.errors import plain_errors, refuse_others, resumable
 from scripts.racing import Request, entry_for, run_race
 from scripts.stopping import Stopped, stopping_signals
@@ -52,9 +53,9 @@ def _check(request: Request) -> None:
             raise ValueError(f"{flag} is at least 1, got {value}")
     if request.shared_start < 0:
         raise ValueError(f"--shared-start is at least 0, got {request.shared_start}")
-    if request.slots is not None and request.slots < 1:
     if request.confirm < 0:
         raise ValueError(f"--confirm is at least 0, got {request.confirm}")
+    if request.slots is not None and request.slots < 1:
         raise ValueError(f"--slots is at least 1, got {request.slots}")
     if not 0 <= request.seed < 1 << 53:
         raise ValueError(f"--seed is a whole number from 0 up to 2^53, got {request.seed}")
@@ -117,7 +118,6 @@ def main(
     shared_start: Annotated[
         int, typer.Option(help="So many first trials are the same for all searchers of a seed.")
     ] = 0,
-    landscape: Annotated[
     confirm: Annotated[
         int,
         typer.Option(
@@ -125,8 +125,17 @@ def main(
             "the mean."
         ),
     ] = 0,
+    landscape: Annotated[
         str | None,
         typer.Option(help="Replay on a landscape instead, by name or by file."),
+    ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="Begin with the results of an earlier run, by its folder. They cost nothing. "
+            "Repeatable.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: runs/…")] = None,
     resume: Annotated[
@@ -172,16 +181,19 @@ def main(
                 min_epochs=min_epochs,
                 eta=eta,
                 shared_start=shared_start,
+                confirm=confirm,
                 space={},
             )
             _check(request)
-            request, store, folder = _create(request, _split(knobs), knob or [], out)
+            check_folders(earlier or [], out)
+            request, store, folder = _create(request, _split(knobs), knob or [], out, earlier or [])
+        for line in [] if quiet or as_json else store.meta("earlier") or []:
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
         with (
             resumable(folder, console),
             stopping_signals() as stopper,
             ExitStack() as stack,
         ):
-                confirm=confirm,
             stack.callback(store.close)
             server = stack.enter_context(_page(folder)) if page else None
             run_race(stack, store, request, folder, console, quiet or as_json, stopper)
@@ -218,6 +230,8 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
     console.print(summary["verdict"]["text"], soft_wrap=True, markup=False, highlight=False)
     mattered = in_words(summary["importance"])
     console.print(mattered, soft_wrap=True, markup=False, highlight=False)
+    for line in luck_lines(summary) + earlier_lines(summary):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     fallbacks = sum(run["fallbacks"] for run in summary["runs"])
     if fallbacks:
         console.print(
@@ -230,8 +244,6 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
 
 
 _RESUME_FLAGS = {"resume", "budget_minutes", "page", "quiet", "as_json"}
-    for line in luck_lines(summary) + earlier_lines(summary):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
 _REPLAY_FLAGS = {
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
     *("fidelity", "min_epochs", "eta", "confirm"),
@@ -240,7 +252,11 @@ _REPLAY_FLAGS = {
 
 
 def _create(
-    request: Request, names: list[str], ranges: list[str], out: Path | None
+    request: Request,
+    names: list[str],
+    ranges: list[str],
+    out: Path | None,
+    earlier: list[Path],
 ) -> tuple[Request, Store, Path]:
     """Check what can be checked without a device, and make the run's folder and study."""
     if out is not None:
@@ -267,6 +283,7 @@ def _create(
     for name in request.searchers:  # options that an entry refuses are refused here
         entry_for(name, space, request.seed, request)
     request = replace(request, space=space.to_json())
+    known, about = read_earlier(earlier, space, request)
     folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_out(folder)
     try:
@@ -278,6 +295,7 @@ def _create(
     for seed in range(request.seed, request.seed + request.seeds):
         for name in request.searchers:
             store.add_run(name, seed, space, request.epochs, to_ns(request.budget_minutes))
+    begin_with(store, known, about)
     store.commit(force=True)
     return request, store, folder
 

@@ -57,7 +57,7 @@ def best_so_far(history: HistoryView) -> list[tuple[int, float]]:
     """
     seen = sorted(
         (o.at_ns, t.number, o.epoch, o.score)
-        for t in history
+        for t in history.trained
         if t.state not in (TrialState.INFEASIBLE, TrialState.FAILED)
         for o in t.curve
     )
@@ -83,7 +83,7 @@ def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
     """
     space = outcomes[0].row.space
     names = list(space)
-    trials = [t for o in outcomes for t in o.history if t.score is not None]
+    trials = [t for o in outcomes for t in o.history.trained if t.score is not None]
     if len(names) <= 2 or len(trials) < 10:
         return names[0], names[min(1, len(names) - 1)]
     ranks = np.argsort(np.argsort([t.score or 0.0 for t in trials])).astype(float)
@@ -100,12 +100,12 @@ def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
 def run_summary(outcome: Outcome) -> dict[str, Any]:
     """One entry of `runs` in summary.json. Scores are fractions, times are minutes."""
     history, best, winner = outcome.history, outcome.history.best, outcome.winner
-    expected = outcome.expected
+    expected, trained = outcome.expected, outcome.history.trained
     return {
         "searcher": outcome.row.searcher,
         "seed": outcome.row.seed,
-        "trials": len(history),
-        "states": dict(sorted(Counter(t.state.name for t in history).items())),
+        "trials": len(trained),
+        "states": dict(sorted(Counter(t.state.name for t in trained).items())),
         "best_score": None if best is None else best.score,
         "best_trial": None if winner is None else winner.number,
         "best_config": None if winner is None else dict(winner.config),
@@ -115,14 +115,14 @@ def run_summary(outcome: Outcome) -> dict[str, Any]:
         "value": outcome.value,
         "minutes_spent": to_minutes(sum(outcome.ledger.values())),
         "ledger": {kind.value: to_minutes(ns) for kind, ns in outcome.ledger.items()},
-        "fallbacks": sum(bool(t.note) for t in history),
+        "fallbacks": sum(bool(t.note) for t in trained),
         "best_so_far": [[to_minutes(ns), score] for ns, score in best_so_far(history)],
     }
 
 
 def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The content of summary.json."""
-    found = importance(outcomes[0].row.space, (t for o in outcomes for t in o.history))
+    found = importance(outcomes[0].row.space, (t for o in outcomes for t in o.history.trained))
     keys = ("device", "unit", "data", "landscape", "measure", "epochs", "budget_minutes", "slots")
     return {
         **{key: settings.get(key) for key in keys},
@@ -130,7 +130,39 @@ def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
         "progress": (progress := race_progress(lines_of(outcomes), settings["budget_minutes"])),
         "verdict": judge(settings, outcomes, progress),
         "importance": None if found is None else found.to_json(),
+        "earlier": earlier_results(outcomes),
     }
+
+
+def earlier_results(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What every run knew from the beginning, by the study that it was taken over from.
+
+    `is_ahead` says whether its best beats all that the race has trained itself.
+    """
+    taken = [t for t in outcomes[0].history if t.source]
+    ahead = best_earlier(outcomes)
+    found = []
+    for source in dict.fromkeys(t.source for t in taken):
+        mine = [t for t in taken if t.source == source]
+        scored = [t for t in mine if t.score is not None]
+        best = max(scored, key=lambda t: (t.score or 0.0, -t.number), default=None)
+        found.append(
+            {
+                "source": source,
+                "trials": len(mine),
+                "best_score": None if best is None else best.score,
+                "best_config": None if best is None else dict(best.config),
+                "is_ahead": best is not None and ahead is not None and best.score == ahead.score,
+            }
+        )
+    return found
+
+
+def best_earlier(outcomes: Sequence[Outcome]) -> Trial | None:
+    """The best result from before, where it beats all that the race has trained itself."""
+    # All runs took over the same, so whatever beats the best of them beats them all.
+    found = [o.history.best_earlier for o in outcomes]
+    return found[0] if all(found) else None
 
 
 def by_searcher(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
@@ -208,14 +240,20 @@ def write_files(
     write_atomically(directory / "summary.json", _json(content))
     write_atomically(directory / "trials.csv", _trials_csv(outcomes))
     write_atomically(directory / "curves.csv", _curves_csv(outcomes))
-    best = winner(outcomes)
-    if best is not None:
+    best, earlier = winner(outcomes), best_earlier(outcomes)
+    if earlier is not None:
+        nobody = dict.fromkeys(("searcher", "seed", "expected_score", "test_score"))
+        known = {"source": earlier.source, "trial": earlier.number, "score": earlier.score}
+        known |= {**nobody, "config": dict(earlier.config)}
+        write_atomically(directory / "best_config.json", _json(known))
+    elif best is not None:
         outcome, trial = best
         chosen = {
             "searcher": outcome.row.searcher,
             "seed": outcome.row.seed,
             "trial": trial.number,
             "score": trial.score,
+            "expected_score": None if outcome.expected is None else outcome.expected.to_json(),
             "test_score": outcome.test_score,
             "config": dict(trial.config),
         }
@@ -233,7 +271,7 @@ def _trials_csv(outcomes: Sequence[Outcome]) -> str:
     rows = (
         [
             *(o.row.searcher, o.row.seed, t.number, t.state.name, t.epoch, t.score),
-            *(to_minutes(t.device_ns + t.partial_ns), to_minutes(t.started_ns)),
+            *(to_minutes(t.paid_ns), to_minutes(t.started_ns)),
             *(t.config[name] for name in knobs),
             t.remark,
         ]
@@ -248,7 +286,6 @@ def _curves_csv(outcomes: Sequence[Outcome]) -> str:
         [o.row.searcher, o.row.seed, t.number, e.epoch, e.score, to_minutes(e.at_ns)]
         for o in outcomes
         for t in o.history
-            "expected_score": None if outcome.expected is None else outcome.expected.to_json(),
         for e in t.curve
     )
     return _csv(["searcher", "seed", "trial", "epoch", "score", "minutes"], rows)

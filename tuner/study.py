@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,8 @@ from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.store import Store
-from tuner.trial import History, HistoryView, Observation, Trial, TrialState
+from tuner.trial import ADDED, History, HistoryView, Observation, Trial, TrialState
+from tuner.warm_start import read_study, take_over
 
 _SIGNS = {"max": 1.0, "min": -1.0}
 
@@ -189,7 +190,10 @@ class Study:
         self._recorder.commit()
 
     def add(self, config: Config, score: float, minutes: float = 0.0) -> Trial:
-        """Add a result from before, as a completed trial.
+        """Add a result from before, as a completed trial with the source `added`.
+
+        It costs what `minutes` say. Searchers learn from it and `best` may be it; policies that
+        compare trials at rungs compare those that the study trained itself.
 
         Raises ValueError where the configuration is not in the space or the score not finite.
         """
@@ -202,9 +206,40 @@ class Study:
         target = self._history.max_epochs or UNLIMITED
         repeat = self._history.trainings(config)
         seed = trial_seed(self._seed, config, repeat)
-        self._history.start(Trial(number, config, seed, target, note="added", repeat=repeat))
+        self._history.start(Trial(number, config, seed, target, source=ADDED, repeat=repeat))
         self.tell(number, score, minutes)
         return self._outward(self._history[number])
+
+    def add_from(self, path: str | Path) -> tuple[Trial, ...]:
+        """Take over what an earlier study found, and return those trials; they cost nothing.
+
+        What fits into the space is taken, of all its runs: `tuner.warm_start` has the rules. Each
+        trial has the earlier study's name as its `source`. Searchers learn from them and `best`
+        may be one of them. A study is taken over once: the next time nothing happens.
+
+        Args:
+            path: a folder with a `study.sqlite`, or the file itself; it may be in use.
+
+        Raises:
+            ValueError: no study there, this one itself, one that maximises where this minimises,
+                or nothing in it that fits; and which knob or range is off.
+        """
+        earlier = read_study(Path(path))
+        if self._store is not None and self._store.path.samefile(earlier.path):
+            raise ValueError(f"{earlier.path} is this study itself, which knows its own results")
+        if (earlier.mode == "min") != (self._sign < 0):
+            raise ValueError(
+                f"{earlier.path} has mode={earlier.mode!r}: its scores are not of this study's kind"
+            )
+        known = {t.source for t in self._history}
+        if earlier.name in known:
+            return ()
+        first, length = len(self._history), self._history.max_epochs
+        (taken,) = take_over([earlier], self.space, length, first=first, known=known)
+        for trial in taken.trials:
+            self._history.adopt(trial)
+        self._recorder.commit()
+        return tuple(self._outward(t) for t in taken.trials)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -220,12 +255,18 @@ class Study:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best score; None before the first.
+        """The trial with the best score, results from before included; None before the first.
 
         Where some were confirmed, the first training of the configuration with the best mean.
         """
-        best = chosen(self._history)
+        best = self._history.best_earlier or chosen(self._history)
         return None if best is None else self._outward(best)
+
+    @property
+    def expected_score(self) -> Expected | None:
+        """What another training of `best` may be expected to score; None where it had only one."""
+        found = expected_score(self._history)
+        return None if found is None else replace(found, mean=self._sign * found.mean)
 
     @property
     def minutes_spent(self) -> float:
@@ -238,7 +279,7 @@ class Study:
             writer = csv.writer(file)
             writer.writerow(["trial", "state", "epochs", "score", "minutes", *self.space, "reason"])
             for t in self.trials:
-                minutes = to_minutes(t.device_ns)
+                minutes = to_minutes(t.paid_ns)
                 knobs = [t.config[name] for name in self.space]
                 writer.writerow(
                     [
@@ -262,12 +303,6 @@ class Study:
         return self
 
     def __exit__(
-    @property
-    def expected_score(self) -> Expected | None:
-        """What another training of `best` may be expected to score; None where it had only one."""
-        found = expected_score(self._history)
-        return None if found is None else replace(found, mean=self._sign * found.mean)
-
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -288,7 +323,7 @@ class Study:
         mark_interrupted(self._history, self._recorder, runner_keeps=False)
         scheduler = Scheduler(
             self.searcher,
-            self._policy,
+            policy,
             runner,
             self._history,
             self._recorder,
@@ -313,6 +348,8 @@ def tune(
     seed: int = 0,
     directory: str | Path | None = None,
     mode: str = "max",
+    confirm: int = 0,
+    warm_start: str | Path | Sequence[str | Path] = (),
     on_change: Callable[[], None] = lambda: None,
 ) -> Study:
     """Spend a budget of minutes on finding the configuration that `train` scores best.
@@ -339,6 +376,11 @@ def tune(
         seed: of the searcher and the trials.
         directory: where `study.sqlite` and `trials.csv` are kept; a study there goes on.
         mode: "max", or "min" for losses.
+        confirm: keep minutes back to train so many of the best configurations again, each once,
+            and have `best` be the one with the best mean; `train` must not give every training of
+            a configuration the same random numbers.
+        warm_start: earlier studies, by their folders or files, whose results are taken over as
+            `Study.add_from` does; they cost nothing.
         on_change: called after each epoch and each new trial.
 
     Returns:
@@ -348,9 +390,9 @@ def tune(
         ValueError: arguments that make no sense.
         TrainingBrokenError: five trials in a row raised.
     """
-    confirm: int = 0,
     if max_epochs is not None and max_epochs < 1:
         raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
+    with_confirmations(FullFidelity(), confirm)  # refused before a file is made
     path: Path | None = None
     if directory is not None:
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -367,13 +409,11 @@ def tune(
         budget_minutes=budget_minutes,
     )
     try:
+        for earlier in [warm_start] if isinstance(warm_start, str | Path) else warm_start:
+            study.add_from(earlier)
         study._run(train, on_change, with_confirmations(study._policy, confirm))
     finally:
         if path is not None:
             study.to_csv(path.with_name("trials.csv"))
         study.close()
     return study
-        confirm: keep minutes back to train so many of the best configurations again, each once,
-            and have `best` be the one with the best mean; `train` must not give every training of
-            a configuration the same random numbers.
-    with_confirmations(FullFidelity(), confirm)  # refused before a file is made

@@ -65,7 +65,7 @@ def test_results_from_before_count(tmp_path):
     study = Study(SPACE, "bayes", path=tmp_path / "s.sqlite")
     study.add({"lr": 0.1, "layers": 4, "act": "gelu"}, score=0.9, minutes=3.0)
     assert study.best.score == 0.9
-    assert study.best.note == "added"
+    assert study.best.source == "added"
     with pytest.raises(ValueError, match="layers = 9"):
         study.add({"lr": 0.1, "layers": 9, "act": "gelu"}, score=0.9)
     with pytest.raises(ValueError, match="missing"):
