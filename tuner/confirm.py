@@ -46,6 +46,8 @@ class Confirming:
         groups, cost_ns, left_ns = full_trainings(history), training_ns(history), ns_left(history)
         if not groups or cost_ns is None or left_ns is None:
             return action
+        if history.max_epochs is None:  # that it is complete is seen when it is asked for one more
+            left_ns -= history.mean_epoch_ns or 0
         in_flight = sum(t.state is TrialState.RUNNING for t in history.own)
         best = [g[0] for g in sorted(groups, key=lambda g: _rank(g[0]))[: self._count]]
         begun = {t.confirms for t in history}
@@ -61,7 +63,7 @@ class Confirming:
             return action
         leader = min(groups, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
         for trial in to_confirm or [leader]:
-            if trial.device_ns <= left_ns:
+            if left_ns >= _overhead(history) * trial.device_ns:
                 return Repeat(trial.number, history.max_epochs or UNLIMITED)
         return Done()
 

@@ -613,3 +613,167 @@ def test_a_fidelity_that_makes_no_sense_is_one_line_and_exit_code_2(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# -- confirming the winner -----------------------------------------------------------------------
+
+
+def check_confirmed(folder, count):
+    """By the rows alone: who was confirmed, and that the winner has the best mean of them."""
+    trials = list(csv.DictReader((folder / "trials.csv").open()))
+    (run,) = summary_of(folder)["runs"]
+    again = [t for t in trials if t["reason"].startswith("confirms trial ")]
+    assert run["confirmations"] == len(again) >= count
+    means = {}
+    for trial in again:
+        first = int(trial["reason"].removeprefix("confirms trial "))
+        mine = [t for t in again if t["reason"] == trial["reason"]]
+        assert trial["learning_rate"] == trials[first]["learning_rate"]
+        means[first] = sum(float(t["score"]) for t in [trials[first], *mine]) / (len(mine) + 1)
+    assert run["best_trial"] == max(means, key=lambda number: (means[number], -number))
+    assert run["expected_score"]["mean"] == pytest.approx(means[run["best_trial"]])
+    chosen = json.loads((folder / "best_config.json").read_text())
+    assert chosen["config"] == run["best_config"]
+    assert chosen["expected_score"] == run["expected_score"]
+    assert float(trials[run["best_trial"]]["learning_rate"]) == chosen["config"]["learning_rate"]
+    return run
+
+
+def test_the_best_are_confirmed_and_a_larger_budget_goes_on_searching(tmp_path):
+    out = tmp_path / "run"
+    request = [*REPLAY, "--searchers", "random", "--confirm", 3, "--out", out]
+    result = tune(*request)
+    assert result.exit_code == 0, result.stderr
+    assert "the best score seen was" in result.stdout
+    run = check_confirmed(out, 3)
+    assert 56 < run["minutes_spent"] <= 60
+    assert run["best_score"] == max(score for _, score in run["best_so_far"])
+    before = (out / "trials.csv").read_bytes()
+    assert tune("--resume", out).exit_code == 0
+    assert (out / "trials.csv").read_bytes() == before
+    assert tune("--resume", out, "--budget-minutes", 90).exit_code == 0
+    assert (out / "trials.csv").read_bytes().startswith(before)
+    more = check_confirmed(out, 3)
+    assert more["trials"] - more["confirmations"] > run["trials"] - run["confirmations"]
+
+
+def test_the_winner_of_real_confirmations_is_tested(tmp_path, real):
+    out = tmp_path / "run"
+    request = [*real, "--searchers", "random", "--budget-minutes", 0.2, "--confirm", 2]
+    assert tune(*request, "--quiet", "--out", out).exit_code == 0
+    summary = summary_of(out)
+    check_ledgers(summary, out)
+    (run,) = summary["runs"]
+    assert run["confirmations"] >= 1
+    assert 0 < run["test_score"] < 1
+
+
+def test_a_negative_number_of_confirmations_is_refused(tmp_path):
+    result = tune(*REPLAY, "--confirm", -1, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "--confirm is at least 0, got -1" in result.stderr
+
+
+# -- results of earlier runs ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """A finished replay of thirty minutes by the name of `before`."""
+    out = tmp_path_factory.mktemp("runs") / "before"
+    assert (
+        tune(*REPLAY[:2], "--budget-minutes", 30, "--searchers", "random", "--out", out).exit_code
+        == 0
+    )
+    return out
+
+
+def rows_of(folder, seed=0):
+    with (folder / "trials.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["seed"] == str(seed)]
+
+
+def test_a_race_begins_with_earlier_results_and_stays_a_race(tmp_path, earlier):
+    request = [*REPLAY[:2], "--budget-minutes", 10, "--searchers", "random,grid", "--from", earlier]
+    one, many = tmp_path / "one", tmp_path / "many"
+    result = tune(*request, "--out", one)
+    assert result.exit_code == 0, result.stderr
+    known = [t for t in rows_of(earlier) if t["epochs"] != "0"]
+    best = max(float(t["score"]) for t in known if t["score"])
+    first = result.stdout.splitlines()[0]
+    assert first == f"{len(known)} results from {earlier}, the best {best:.4f}"
+    summary = summary_of(one)
+    (told,) = summary["earlier"]
+    assert (told["source"], told["trials"], told["best_score"]) == ("before", len(known), best)
+    own_best = max(run["best_score"] for run in summary["runs"])
+    assert told["is_ahead"] is (best > own_best)
+    chosen = json.loads((one / "best_config.json").read_text())
+    assert chosen["score"] == max(best, own_best)
+    assert (chosen.get("source") == "before") is (best > own_best)
+    assert (f"results from before; its best, {best:.4f}" in result.stdout) is (best > own_best)
+    for run in summary["runs"]:
+        rows = [t for t in rows_of(one) if t["searcher"] == run["searcher"]]
+        mine = [t for t in rows if "from before" not in t["reason"]]
+        assert [t["learning_rate"] for t in rows[: len(known)]] == [
+            t["learning_rate"] for t in known
+        ]
+        assert {t["minutes"] for t in rows[: len(known)]} == {"0.0"}
+        assert [int(t["trial"]) for t in rows] == list(range(len(rows)))
+        assert len(mine) == run["trials"] == len(rows) - len(known)
+        assert run["best_score"] == max(float(t["score"]) for t in mine if t["score"])
+        assert run["best_so_far"][0][0] > 0
+        assert run["ledger"]["train"] == pytest.approx(sum(float(t["minutes"]) for t in mine))
+        assert run["minutes_spent"] <= 10
+    page = (one / "report.html").read_text()
+    assert f"knowing {len(known)} results of before" in page
+    assert page.count('"state": "COMPLETED"') == sum(
+        run["states"].get("COMPLETED", 0) for run in summary["runs"]
+    )
+    # Where there are many runs they are computed in processes of their own.
+    assert tune(*request, "--seeds", 4, "--quiet", "--out", many).exit_code == 0
+    assert rows_of(many) == rows_of(one)
+
+
+def test_a_race_with_earlier_results_survives_a_kill(tmp_path, earlier):
+    request = [*REPLAY[:2], "--budget-minutes", 150, "--searchers", "random+hyperband"]
+    request += ["--quiet", "--from", earlier]
+    assert tune(*request, "--out", tmp_path / "twin").exit_code == 0
+    out = tmp_path / "killed"
+    process = start(*request, "--out", out)
+    taken = read(earlier, "SELECT COUNT(*) FROM observation")[0][0]
+    wait_for_epochs(process, out, taken + 20)
+    process.kill()
+    process.communicate()
+    assert tune("--resume", out, "--quiet").exit_code == 0
+    for name in ("summary.json", "trials.csv", "curves.csv", "best_config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
+
+
+def test_what_tells_an_earlier_race_apart_is_said_and_other_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = [*REPLAY[:2], "--searchers", "random", "--budget-minutes", 3, "--quiet", "--out"]
+    assert tune(*old, "short").exit_code == 0
+    store = Store(Path("short/study.sqlite"), create=False)
+    store.set_meta("request", {**store.meta("request"), "epochs": 9})
+    store.commit(force=True)
+    store.close()
+    result = tune(*REPLAY, "--searchers", "random", "--from", "short", "--out", "new")
+    assert "--epochs was 9 and is 12" in result.stdout.splitlines()[0]
+    Path("text").mkdir()
+    Path("text/study.sqlite").write_text("no study" * 200)
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, message in (
+        (["--from", "nowhere"], "there is no study at nowhere/study.sqlite"),
+        (["--from", "text"], "is no study"),
+        (["--from", "short", "--out", "short"], "--from short is where --out is to be"),
+        (["--from", "short", "--from", "short"], "--from names one twice"),
+        (["--from", "short", "--landscape", "smooth"], "with --landscape bumpy and this race is"),
+        (["--resume", "new", "--from", "short"], "leave out --from"),
+    ):
+        if "--resume" not in arguments and "--landscape" not in arguments:
+            arguments = [*REPLAY[:2], *arguments]
+        result = tune(*arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
