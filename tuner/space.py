@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Value: TypeAlias = float | int | str | bool | None
 Config: TypeAlias = Mapping[str, Value]
+Units: TypeAlias = NDArray[np.float64]
+"""Coordinates in [0, 1]."""
 
 
 def _is_number(value: object) -> bool:
@@ -73,6 +75,10 @@ class Float:
             value = self.low + unit * (self.high - self.low)
         return float(min(max(value, self.low), self.high))
 
+    def snap(self, units: Units) -> Units:
+        """Coordinates of legal values: all are."""
+        return units
+
     def grid(self, points: int) -> list[Value]:
         """`points` values from low to high, evenly spaced on the knob's own scale."""
         return [self.from_unit(u) for u in _even(points)]
@@ -123,6 +129,19 @@ class Int:
         value = low + unit * (high - low)
         nearest = math.floor((math.exp(value) if self.log else value) + 0.5)
         return min(max(nearest, self.low), self.high)
+
+    def snap(self, units: Units) -> Units:
+        """The middles of the cells that hold `units`, n coordinates."""
+        low, high = self._edges()
+        values = low + units * (high - low)
+        whole = np.clip(
+            np.floor((np.exp(values) if self.log else values) + 0.5), self.low, self.high
+        )
+        if self.log:
+            return np.asarray(
+                ((np.log(whole - 0.5) + np.log(whole + 0.5)) / 2 - low) / (high - low)
+            )
+        return np.asarray((whole - low) / (high - low))
 
     def grid(self, points: int) -> list[Value]:
         """At most `points` different integers, evenly spaced on the knob's own scale."""
@@ -178,6 +197,11 @@ class Choice:
     def from_unit(self, unit: float) -> Value:
         """The option whose cell holds `unit`."""
         return self.options[min(int(unit * len(self.options)), len(self.options) - 1)]
+
+    def snap(self, units: Units) -> Units:
+        """The middles of the cells that hold `units`, n coordinates."""
+        count = len(self.options)
+        return np.asarray((np.minimum(np.floor(units * count), count - 1) + 0.5) / count)
 
     def grid(self, points: int) -> list[Value]:
         """All options: leaving one out would be a different space, whatever `points` says."""
@@ -283,6 +307,11 @@ class SearchSpace(Mapping[str, Domain]):
             {n: d.from_unit(float(u)) for (n, d), u in zip(self._domains.items(), row, strict=True)}
             for row in units
         ]
+
+    def snap(self, units: Units) -> Units:
+        """The nearest legal coordinates, `n x d`: `to_unit(from_unit(units))`, many at once."""
+        columns = [d.snap(units[:, i]) for i, d in enumerate(self._domains.values())]
+        return np.stack(columns, axis=1)
 
     def axes(self, points_per_axis: int) -> list[list[Value]]:
         """For each knob its values on a lattice with at most `points_per_axis` points a side."""

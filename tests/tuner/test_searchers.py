@@ -4,8 +4,6 @@ import copy
 import itertools
 import pickle
 import random
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,81 +239,102 @@ def test_the_start_is_the_scrambled_sobol_sequence():
 
 
 def test_scores_are_clamped_just_under_the_median():
-    from tuner.searchers.bayes import shown_scores
+    from tuner.searchers.surrogate import shown_scores
 
-    # Known: 0.1, 0.6, 0.8, 0.9 -> median 0.7, best 0.9, floor 0.7 - 0.15 * 0.2 = 0.67.
-    shown = shown_scores([0.8, None, 0.1, 0.9, 0.6])
-    np.testing.assert_allclose(shown, [0.8, 0.67, 0.67, 0.9, 0.67])
-
-
-def joint_posterior(mean, covariance):
-    """A model that says the same of any pair of points."""
-    as_tensor = partial(torch.tensor, dtype=torch.float64)
-    distribution = SimpleNamespace(covariance_matrix=as_tensor([covariance]))
-    posterior = SimpleNamespace(mean=as_tensor([mean])[..., None], distribution=distribution)
-    return SimpleNamespace(posterior=lambda _: posterior)
+    # 0.1, 0.6, 0.8, 0.9 -> median 0.7, best 0.9, floor 0.7 - 0.15 * 0.2 = 0.67.
+    shown = shown_scores(np.array([0.8, 0.1, 0.9, 0.6]))
+    np.testing.assert_allclose(shown, [0.8, 0.67, 0.9, 0.67])
+    # By the latest scores alone: median 0.85, best 0.9, floor 0.85 - 0.15 * 0.05.
+    shown = shown_scores(np.array([0.8, 0.1, 0.9, 0.6]), np.array([0.8, 0.9]))
+    np.testing.assert_allclose(shown, [0.8425, 0.8425, 0.9, 0.8425])
 
 
-@pytest.mark.parametrize(
-    ("mean", "covariance", "expected"),
-    [
-        # A known incumbent: 0.19780, which is sigma (phi(z) + z Phi(z)) with z = -0.5.
-        ([-0.5, 0.0], [[1.0, 0.0], [0.0, 0.0]], norm.pdf(-0.5) - 0.5 * norm.cdf(-0.5)),
-        # An uncertain one: the difference has variance 0.6 + 0.4 - 2 * 0.3 = 0.4.
-        (
-            [0.1, 0.3],
-            [[0.6, 0.3], [0.3, 0.4]],
-            0.4**0.5 * norm.pdf(-0.2 / 0.4**0.5) - 0.2 * norm.cdf(-0.2 / 0.4**0.5),
-        ),
-    ],
-)
-def test_the_improvement_over_the_incumbent_has_its_known_value(mean, covariance, expected):
-    from tuner.searchers.bayes import LogImprovementOverIncumbent
-
-    model = joint_posterior(mean, covariance)
-    acquisition = LogImprovementOverIncumbent(model, torch.zeros(1, dtype=torch.float64))
-    value = acquisition(torch.ones(1, 1, 1, dtype=torch.float64))
-    assert float(value.exp()) == pytest.approx(expected, rel=1e-6)
-    if mean[0] < 0:
-        assert expected == pytest.approx(0.19780, abs=1e-5)
-
-
-def test_measuring_the_incumbent_again_is_no_improvement():
-    from tuner.searchers.bayes import LogImprovementOverIncumbent, fit
-
-    x = torch.rand(14, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    model = fit(x, torch.sin(5 * x[:, :1]), choices=[])
-    acquisition = LogImprovementOverIncumbent(model, x[3])
-    assert acquisition(x[3:4, None]).exp().item() < 1e-5
-
-
-def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
-    """Posterior mean and variance against K(x*, X) (K + s^2 I)^-1 y, worked out in numpy."""
-    from tuner.searchers.bayes import fit
+def fitted_posterior():
+    """A process on 12 points in two knobs and an epoch, and all that it was made from."""
+    from tuner.searchers.surrogate import Posterior, fit
 
     generator = np.random.default_rng(0)
-    x = generator.random((12, 2))
-    y = np.sin(4 * x[:, :1]) + x[:, 1:]
-    model = fit(torch.from_numpy(x), torch.from_numpy(y), choices=[])
-    star = generator.random((5, 2))
-    posterior = model.posterior(torch.from_numpy(star))
-    scale = model.covar_module.lengthscale.detach().numpy()
+    x = np.column_stack([generator.random((12, 2)), generator.choice([0.3, 1.0], 12)])
+    y = np.sin(4 * x[:, 0]) + x[:, 1] + 0.5 * x[:, 2]
+    model = fit(torch.from_numpy(x), torch.from_numpy(y).unsqueeze(-1), [])
+    return x, y, model, Posterior(model, torch.from_numpy(x), torch.from_numpy(y))
+
+
+def textbook(x, y, model, star):
+    """Posterior mean and covariance, K(x*, X) (K + s^2 I)^-1 y and so on, worked out in numpy."""
+    epochs, knobs = model.covar_module.base_kernel.kernels
+    epoch_scale = float(epochs.lengthscale.detach())
+    knob_scale = knobs.lengthscale.detach().numpy()
+    size = float(model.covar_module.outputscale.detach())
     noise = float(model.likelihood.noise.detach())
     mu = float(model.mean_module.constant.detach())
 
     def kernel(a, b):
-        return np.exp(-0.5 * (((a[:, None] - b[None]) / scale) ** 2).sum(-1))
+        r = np.sqrt(5 * (((a[:, None, :2] - b[None, :, :2]) / knob_scale) ** 2).sum(-1))
+        matern = (1 + r + r**2 / 3) * np.exp(-r)
+        late = np.exp(-0.5 * ((a[:, None, 2] - b[None, :, 2]) / epoch_scale) ** 2)
+        return size * matern * late
 
     z = (y - y.mean()) / y.std(ddof=1)
-    gram = kernel(x, x) + noise * np.eye(12)
+    gram = kernel(x, x) + noise * np.eye(len(x))
     mean = mu + kernel(star, x) @ np.linalg.solve(gram, z - mu)
-    explained = np.einsum("ij,ji->i", kernel(star, x), np.linalg.solve(gram, kernel(x, star)))
-    np.testing.assert_allclose(
-        posterior.mean.detach().numpy(), mean * y.std(ddof=1) + y.mean(), atol=1e-6
-    )
-    np.testing.assert_allclose(
-        posterior.variance.detach().numpy()[:, 0], (1 - explained) * y.var(ddof=1), atol=1e-6
-    )
+    covariance = kernel(star, star) - kernel(star, x) @ np.linalg.solve(gram, kernel(x, star))
+    return mean * y.std(ddof=1) + y.mean(), covariance * y.var(ddof=1)
+
+
+def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
+    x, y, model, posterior = fitted_posterior()
+    star = np.random.default_rng(1).random((5, 3))
+    expected, covariance = textbook(x, y, model, star)
+    mean, sd = posterior.mean_sd(torch.from_numpy(star))
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
+    np.testing.assert_allclose(sd**2, np.diag(covariance), atol=1e-6)
+    gap, gap_sd = posterior.gap(torch.from_numpy(star[1:]), torch.from_numpy(star[0]))
+    np.testing.assert_allclose(gap, expected[1:] - expected[0], atol=1e-6)
+    variance = np.diag(covariance)[1:] + covariance[0, 0] - 2 * covariance[0, 1:]
+    np.testing.assert_allclose(gap_sd**2, variance, atol=1e-6)
+
+
+def test_the_gaussian_process_predicts_as_botorch_does():
+    _x, _, model, posterior = fitted_posterior()
+    star = torch.from_numpy(np.random.default_rng(2).random((6, 3)))
+    theirs = model.eval().posterior(star)
+    model.train()
+    mean, sd = posterior.mean_sd(star)
+    np.testing.assert_allclose(mean, theirs.mean.detach().squeeze(-1), atol=1e-5)
+    np.testing.assert_allclose(sd, theirs.variance.detach().sqrt().squeeze(-1), atol=1e-5)
+
+
+def test_measuring_the_incumbent_again_is_no_improvement():
+    from tuner.searchers.surrogate import log_expected_improvement
+
+    x, y, _, posterior = fitted_posterior()
+    best = torch.from_numpy(x[int(np.argmax(y))])
+    value = log_expected_improvement(*posterior.gap(best[None], best))
+    assert np.exp(value[0]) < 1e-5
+
+
+def test_what_is_believed_moves_no_mean_and_narrows_what_is_near():
+    _, _, _, posterior = fitted_posterior()
+    waiting = torch.tensor([[0.4, 0.6, 1.0]], dtype=torch.float64)
+    star = torch.cat([waiting, torch.from_numpy(np.random.default_rng(3).random((6, 3)))])
+    before, after = posterior.mean_sd(star), posterior.believing(waiting).mean_sd(star)
+    np.testing.assert_allclose(after[0], before[0], atol=1e-6)
+    assert (after[1] <= before[1] + 1e-9).all()
+    assert after[1][0] < 0.2 * before[1][0]
+
+
+@pytest.mark.parametrize("z", [-30.0, -5.0, -0.5, 0.0, 2.0])
+def test_the_expected_improvement_has_its_known_value(z):
+    from tuner.searchers.surrogate import log_expected_improvement
+
+    sd = 0.3
+    value = log_expected_improvement(np.array([z * sd]), np.array([sd]))[0]
+    if z > -10:
+        expected = np.log(sd * (norm.pdf(z) + z * norm.cdf(z)))
+    else:  # phi(z) / z^2 to first order, far in the tail
+        expected = np.log(sd) + norm.logpdf(z) - 2 * np.log(-z) + np.log1p(-3 / z**2)
+    assert value == pytest.approx(expected, rel=1e-4)
 
 
 def test_bayes_finds_the_top_of_a_hill_that_random_only_nears():
@@ -330,26 +349,30 @@ def test_bayes_finds_the_top_of_a_hill_that_random_only_nears():
     assert max(regrets["bayes"]) < 1e-3
 
 
-def test_bayes_turns_away_from_where_trials_are_infeasible():
-    space = SearchSpace(x=Float(0.0, 1.0))
-    searcher, history = make_searcher("bayes", space, 0), History()
-    for number in range(20):
+@pytest.mark.parametrize("name", ["bayes", "freeze-thaw"])
+def test_infeasible_trials_are_avoided_and_not_taken_for_bad_ones(name):
+    """The scores rise towards x = 0.4; from 0.5 on trials break."""
+    searcher, history = make_searcher(name, REAL, 0), History(1)
+    for number in range(24):
         config = searcher.propose(history.view())
         history.start(Trial(number, config, 0, 1))
-        if config["x"] > 0.5:  # the score rises towards the cliff's edge
+        if config["x"] > 0.5:
             history.close(number, TrialState.INFEASIBLE)
         else:
-            history.observe(number, Observation(1, config["x"], 1))
+            history.observe(number, Observation(1, 1 - (config["x"] - 0.4) ** 2, 1))
             history.close(number, TrialState.COMPLETED)
-    late = [t.state for t in history.trials[10:]]
-    assert late.count(TrialState.INFEASIBLE) <= 6
-    assert history.best.score > 0.45
+    late = [t.state for t in history.trials[8:]]
+    assert late.count(TrialState.INFEASIBLE) <= 4  # half of the space breaks
+    assert history.best.score > 0.9999
+    at_edge = {"x": 0.499, "y": 5.0}
+    # What broke just beyond says nothing of the score here.
+    assert searcher.belief(history.view(), [at_edge]).mean[0] > 0.95
 
 
 def test_a_fit_that_fails_falls_back_and_says_so(monkeypatch):
     from botorch.exceptions import ModelFittingError
 
-    from tuner.searchers import bayes
+    from tuner.searchers import surrogate
 
     def refuse(*_, **__):
         raise ModelFittingError("no fit")
@@ -357,7 +380,7 @@ def test_a_fit_that_fails_falls_back_and_says_so(monkeypatch):
     searcher = make_searcher("bayes", REAL, 0)
     history = grow(History(), REAL, searcher, 11)
     assert searcher.fallback == ""
-    monkeypatch.setattr(bayes, "fit", refuse)
+    monkeypatch.setattr(surrogate, "fit", refuse)
     config = searcher.propose(history.view())
     assert REAL.contains(config)
     assert "could not be fitted (ModelFittingError)" in searcher.fallback
@@ -368,10 +391,10 @@ def test_a_fit_that_fails_falls_back_and_says_so(monkeypatch):
 
 
 def test_a_bug_in_the_searcher_is_not_taken_for_a_failed_fit(monkeypatch):
-    from tuner.searchers import bayes
+    from tuner.searchers import surrogate
 
     searcher = make_searcher("bayes", REAL, 0)
     history = grow(History(), REAL, searcher, 11)
-    monkeypatch.setattr(bayes, "fit", lambda *_: 1 / 0)
+    monkeypatch.setattr(surrogate, "fit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         searcher.propose(history.view())

@@ -13,6 +13,7 @@ SEARCHERS = {
     "grid": "tuner.searchers.grid:GridSearcher",
     "random": "tuner.searchers.random:RandomSearcher",
     "bayes": "tuner.searchers.bayes:BayesSearcher",
+    "freeze-thaw": "tuner.searchers.freeze_thaw:FreezeThawSearcher",
     "bohb": "tuner.searchers.bohb:BohbSearcher",
     "tpe": "tuner.searchers.optuna_samplers:tpe",
     "cmaes": "tuner.searchers.optuna_samplers:cmaes",

@@ -1,0 +1,243 @@
+"""Freeze-thaw: which training to go on with, or which to begin, by one model of all curves.
+
+Swersky, Snoek and Adams (2014) named it; here the curves' model is the searchers' own, and what is
+compared is the expected improvement at the last epoch for each minute still to be paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.brackets import rung_epochs
+from tuner.fidelity import Action, Done, Resume, Sample, Stop, default_min_epochs
+from tuner.searchers.base import SpaceExhausted
+from tuner.searchers.bayes import has_model, start_size
+from tuner.searchers.candidates import maximise, sobol_start
+from tuner.searchers.random import draw_new
+from tuner.searchers.surrogate import FIT_ERRORS, Belief, Outlook, Surrogate, quiet_and_alone
+from tuner.seeding import derive_seed
+from tuner.space import Config, SearchSpace, Units
+from tuner.trial import HistoryView, Trial, TrialState
+
+_MOST_PAUSED = 128
+_INSURED = 0.1  # of the minutes
+_SHRINKAGE = 0.3  # of the cost model's coefficients, in units of data
+
+
+class FreezeThawSearcher:
+    """A searcher and a fidelity policy in one: it decides where, and how long.
+
+    A step either begins a configuration, up to the first rung, or takes a paused trial to its
+    next rung. Of all that could be done it does what has the highest
+
+        log EI - log(epochs left) - c log(cost of an epoch) + log P(feasible)
+
+    where EI is the improvement that is expected at the last epoch over the best that is in hand,
+    a new trial has all its epochs left and a paused one what is left of them. An epoch's cost is
+    predicted from those that were paid, and cooled in: c falls from 1 to 0 as the budget is spent
+    (EI-cool; Lee et al., 2020), since what is cheap is soon known, and what is good may be dear.
+
+    Args:
+        space: of the configurations.
+        seed: of all that is drawn.
+        rungs: the epochs at which a training may be paused; the last is its full length. By
+            default a factor of three apart.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int, rungs: Sequence[int] | None = None) -> None:
+        self._space, self._seed, self._given_rungs = space, seed, rungs
+        self._surrogate = Surrogate(space, seed)
+        self._last: tuple[object, _Decision] | None = None
+        self.fallback = ""
+
+    def next_action(self, history: HistoryView) -> Action:
+        """Begin a trial, go on with one, or give one up."""
+        return self._decide(history).action
+
+    def propose(self, history: HistoryView) -> Config:
+        """The configuration with which `next_action` would begin."""
+        decision = self._decide(history)
+        self.fallback = decision.fallback
+        if decision.config is None:
+            raise SpaceExhausted("all configurations have been tried")
+        return decision.config
+
+    def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
+        """What the model makes of m configurations at full length; None while there is none."""
+        if not has_model(self._space, history):
+            return None
+        with quiet_and_alone(derive_seed(self._seed, "belief", len(history))):
+            try:
+                return self._look(history).belief(configs)
+            except FIT_ERRORS:
+                return None
+
+    def _look(self, history: HistoryView) -> Outlook:
+        rungs = self._rungs(history)
+        return Outlook(self._surrogate, history, rungs[-1], rungs, in_hand=True)
+
+    def _rungs(self, history: HistoryView) -> Sequence[int]:
+        if self._given_rungs is not None:
+            return self._given_rungs
+        full = history.max_epochs or max((t.epoch for t in history), default=1)
+        return rung_epochs(default_min_epochs(full), full, 3)
+
+    def _decide(self, history: HistoryView) -> _Decision:
+        # The scheduler asks twice about the same moment: for the action, then for the
+        # configuration. What was decided is kept, for speed alone.
+        moment = (
+            history.is_exhausted,
+            [(t.state, t.target, t.curve[-1:], t.config) for t in history],
+        )
+        if self._last is None or self._last[0] != moment:
+            self._last = (moment, self._think(history))
+        return self._last[1]
+
+    def _think(self, history: HistoryView) -> _Decision:
+        rungs = self._rungs(history)
+        paused = [
+            t
+            for t in history.running
+            if t.state is TrialState.PAUSED and t.curve and t.target <= t.epoch < rungs[-1]
+        ]
+        if not has_model(self._space, history):
+            return self._start(history, rungs, paused)
+        insured = _insured(history, rungs[0], start_size(self._space))
+        if insured is not None and insured in paused:
+            return _resume(insured, rungs)
+        seed = derive_seed(self._seed, "freeze-thaw", len(history), history.epochs_seen)
+        with quiet_and_alone(seed):
+            try:
+                outlook = self._look(history)
+            except FIT_ERRORS as error:
+                note = f"the model could not be fitted ({type(error).__name__}): random"
+                drawn = draw_new(self._space, self._seed, "freeze-thaw-fallback", history)
+                return _Decision(Sample(rungs[0]), drawn, note)
+            price = _Price.of(self._space, history, rungs[-1])
+            going_on = price.of_paused(paused, outlook)
+            if len(paused) > _MOST_PAUSED:  # a checkpoint each: the least promising goes
+                return _Decision(Stop(paused[int(np.argmin(going_on))].number))
+            config: Config | None = None
+            value = -np.inf
+            if not history.is_exhausted:
+                with suppress(SpaceExhausted):
+                    config, value = maximise(
+                        self._space, partial(price.of_new, outlook), outlook.centres, history, seed
+                    )
+        if paused and going_on.max() >= value:
+            return _resume(paused[int(np.argmax(going_on))], rungs)
+        return _Decision(Done() if history.is_exhausted else Sample(rungs[0]), config)
+
+    def _start(
+        self, history: HistoryView, rungs: Sequence[int], paused: Sequence[Trial]
+    ) -> _Decision:
+        """The next point of the Sobol start; where a space has no more, what waits goes on."""
+        if history.is_exhausted:
+            return _resume(paused[0], rungs) if paused else _Decision(Done())
+        config = None
+        with suppress(SpaceExhausted):
+            config = sobol_start(self._space, self._seed, history)
+        return _Decision(Sample(rungs[0]), config)
+
+
+@dataclass(frozen=True)
+class _Decision:
+    action: Action
+    config: Config | None = None
+    fallback: str = ""
+
+
+def _insured(history: HistoryView, first_rung: int, start: int) -> Trial | None:
+    """The trial that goes on whatever it promises, while a tenth of the minutes is not insured.
+
+    Curves cross: what starts slowly may win, and a model that has only seen the ends of what
+    started fast cannot know. The Sobol start is trained to its end in its own order, at a tenth
+    of all minutes: that much, at most, can be lost against training everything to the end.
+    """
+    first = history.own[:start]
+    late = sum(o.device_ns for t in first for o in t.curve if o.epoch > first_rung)
+    if late >= _INSURED * sum(t.device_ns for t in history.own):
+        return None
+    return next((t for t in first if t.state is TrialState.PAUSED and t.curve), None)
+
+
+def _resume(trial: Trial, rungs: Sequence[int]) -> _Decision:
+    return _Decision(Resume(trial.number, next(rung for rung in rungs if rung > trial.epoch)))
+
+
+@dataclass(frozen=True)
+class _Price:
+    """What an improvement costs: the epochs that are left, at what one of them will take.
+
+    Attributes:
+        full: the length of a whole training.
+        costs: of an epoch, predicted.
+        cooling: the share of the budget that is left, 1 where there is no limit.
+    """
+
+    full: int
+    costs: CostModel
+    cooling: float
+
+    @classmethod
+    def of(cls, space: SearchSpace, history: HistoryView, full: int) -> _Price:
+        """As a history shows it."""
+        paid = [t for t in history if t.curve]
+        costs = CostModel.fit(
+            space.to_unit([t.config for t in paid]),
+            np.array([t.device_ns / len(t.curve) for t in paid], dtype=np.float64),
+        )
+        if not history.budget_ns:
+            return cls(full, costs, 1.0)
+        spent = sum(t.device_ns + t.partial_ns for t in history.own)
+        return cls(full, costs, max(0.0, 1 - spent / history.budget_ns))
+
+    def of_new(self, outlook: Outlook, units: Units) -> NDArray[np.float64]:
+        """The acquisition of beginning with each of m configurations, m."""
+        price: NDArray[np.float64] = np.log(self.full) + self.cooling * self.costs.log_cost(units)
+        return outlook.log_improvement(units) - price
+
+    def of_paused(self, trials: Sequence[Trial], outlook: Outlook) -> NDArray[np.float64]:
+        """The acquisition of going on with each of these, k."""
+        if not trials:
+            return np.empty(0)
+        units = outlook.space.to_unit([t.config for t in trials])
+        left = np.array([self.full - t.epoch for t in trials], dtype=np.float64)
+        log_cost = np.log([max(1.0, t.device_ns / len(t.curve)) for t in trials])
+        price = np.log(left) + self.cooling * log_cost
+        return outlook.log_improvement(units) - price
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """An epoch's device time: its logarithm is a quadratic in each coordinate.
+
+    Ridge regression: with few data it says little more than their mean.
+    """
+
+    weights: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, units: Units, epoch_ns: NDArray[np.float64]) -> CostModel:
+        """From `n x d` configurations and what an epoch of each cost."""
+        features = _quadratic(units)
+        penalty = _SHRINKAGE * np.eye(features.shape[1])
+        penalty[0, 0] = 1e-6  # the mean is not shrunk
+        log_cost = np.log(np.maximum(epoch_ns, 1.0))
+        weights = np.linalg.solve(features.T @ features + penalty, features.T @ log_cost)
+        return cls(np.asarray(weights, dtype=np.float64))
+
+    def log_cost(self, units: Units) -> NDArray[np.float64]:
+        """The logarithm of nanoseconds an epoch, m."""
+        return np.asarray(_quadratic(units) @ self.weights, dtype=np.float64)
+
+
+def _quadratic(units: Units) -> NDArray[np.float64]:
+    centred = units - 0.5
+    return np.hstack([np.ones((len(units), 1)), centred, 2 * centred**2])

@@ -1,0 +1,446 @@
+"""The model of the model-based searchers: a Gaussian process over knobs and epochs.
+
+Notation: n data, d knobs, m points to predict. A point is d coordinates of a configuration (an
+option is its index) and one of an epoch, log(epoch) / log(full length). Tensors are float64.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_ndtr
+from torch import Tensor
+
+from tuner.seeding import derive_seed
+from tuner.space import Choice, Config, SearchSpace, Units
+from tuner.trial import HistoryView, Trial, TrialState
+
+with warnings.catch_warnings():  # linear_operator compiles a few functions the deprecated way
+    warnings.simplefilter("ignore", FutureWarning)
+    from botorch.acquisition.analytic import _log_ei_helper
+    from botorch.exceptions import ModelFittingError
+    from botorch.exceptions.errors import OptimizationGradientError
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from botorch.models.kernels import CategoricalKernel
+    from gpytorch.constraints import GreaterThan
+    from gpytorch.kernels import Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+    from gpytorch.priors import LogNormalPrior
+    from linear_operator.utils.cholesky import psd_safe_cholesky
+    from linear_operator.utils.errors import NanError, NotPSDError
+
+CLAMP = 0.15
+"""How far under the median, in units of best - median, the surrogate is shown scores to be.
+
+Real learning-rate landscapes end in a cliff, and a Gaussian process that is shown the cliff spends
+itself on it. What lies well below the median is all equally uninteresting, and is shown as equal.
+"""
+
+FIT_ERRORS = (
+    ModelFittingError,
+    OptimizationGradientError,
+    NotPSDError,
+    NanError,
+    torch.linalg.LinAlgError,
+)
+"""What a fit may fail with."""
+
+_CENTRES = 5  # of the local search
+_ALONE = threading.RLock()
+# The likelihood is per datum: a relative gain under 1e-3 is far below what n data can tell.
+_FIT_OPTIONS = {"ftol": 1e-3, "gtol": 1e-3, "maxiter": 60}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is known of the scores: n observations, in the order in which they were made.
+
+    Attributes:
+        points: n x (d + 1).
+        scores: n.
+        trials: whose each of them is, n.
+    """
+
+    points: Tensor
+    scores: NDArray[np.float64]
+    trials: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def shown(self, m: int) -> Tensor:
+        """What the process is shown of the first m scores, m: see `shown_scores`."""
+        latest = dict(zip(self.trials[:m].tolist(), self.scores[:m].tolist(), strict=True))
+        return torch.from_numpy(shown_scores(self.scores[:m], np.array(list(latest.values()))))
+
+
+class Surrogate:
+    """Fits the process to a history; what was fitted last is kept, for speed alone.
+
+    Args:
+        space: of the configurations.
+        seed: of whatever the fit draws.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self.space, self._seed = space, seed
+        self.choices = [i for i, dom in enumerate(space.values()) if isinstance(dom, Choice)]
+        self._fitted: dict[str, tuple[tuple[bytes, bytes], SingleTaskGP]] = {}
+
+    def points(self, units: NDArray[np.float64], epochs: Any, full: int) -> Tensor:
+        """The model's points, `m x (d + 1)`, at `m x d` unit coordinates and m (or one) epochs."""
+        x = np.array(units, dtype=np.float64).reshape(-1, len(self.space))
+        for i in self.choices:
+            x[:, i] = np.floor(x[:, i] * len(list(self.space.values())[i].options))  # type: ignore[union-attr]
+        at = np.broadcast_to(np.log(epochs) / math.log(max(2, full)), (len(x),))
+        return torch.from_numpy(np.column_stack([x, at]))
+
+    def data(self, history: HistoryView, full: int, ladder: Sequence[int] = ()) -> Data:
+        """The observations of a history.
+
+        Without a ladder, the last of each trial that ended. With one, all curves, at the epochs
+        of the ladder, and the last of each trial that is not running.
+        """
+        curves, looked_at = bool(ladder), frozenset(ladder)
+        rows: list[tuple[int, int, int, float, Trial]] = []
+        for trial in history:
+            if trial.score is None or not (curves or trial.state.is_final):
+                continue
+            last = trial.curve[-1].epoch
+            is_settled = trial.state is not TrialState.RUNNING
+            seen = [
+                o
+                for o in trial.curve
+                if (o.epoch == last and is_settled) or (curves and o.epoch in looked_at)
+            ]
+            rows += [(o.at_ns, trial.number, o.epoch, o.score, trial) for o in seen]
+        rows.sort(key=lambda row: row[:3])
+        units = self.space.to_unit([row[4].config for row in rows])
+        epochs = np.array([row[2] for row in rows], dtype=np.float64)
+        scores = np.array([row[3] for row in rows], dtype=np.float64)
+        trials = np.array([row[1] for row in rows], dtype=np.int64)
+        return Data(self.points(units, epochs, full), scores, trials)
+
+    def posterior(self, data: Data) -> Posterior:
+        """The process given all data, its hyperparameters fitted to the first m of them.
+
+        m is a function of n: a few more data hardly move hyperparameters, and fitting them is
+        most of the work. Raises one of FIT_ERRORS where no fit succeeds.
+        """
+        m = fitted_size(len(data))
+        # Of the first m alone, the clamp as well: so the same fit serves until m grows.
+        fitted = self._fit("score", data.points[:m], data.shown(m))
+        return Posterior(fitted, data.points, data.shown(len(data)))
+
+    def feasibility(self, history: HistoryView, full: int) -> Posterior | None:
+        """A process on +1 for each trial with a score and -1 for each infeasible one.
+
+        P(feasible) = Phi(mean / sd) by it; None where all trials were feasible. A separate model:
+        infeasible is not a bad score, and how bad it would be nobody can say.
+        """
+        trials = [t for t in history if t.curve or t.state is TrialState.INFEASIBLE]
+        labels = [-1.0 if t.state is TrialState.INFEASIBLE else 1.0 for t in trials]
+        if -1.0 not in labels or 1.0 not in labels:
+            return None
+        points = self.points(self.space.to_unit([t.config for t in trials]), full, full)
+        y = torch.tensor(labels, dtype=torch.float64)
+        m = fitted_size(len(labels))
+        if len(set(labels[:m])) < 2:
+            m = len(labels)
+        return Posterior(self._fit("feasible", points[:m], y[:m]), points, y)
+
+    def _fit(self, what: str, x: Tensor, y: Tensor) -> SingleTaskGP:
+        key = (x.numpy().tobytes(), y.numpy().tobytes())
+        kept = self._fitted.get(what)
+        if kept is None or kept[0] != key:
+            torch.manual_seed(derive_seed(self._seed, "fit", what, len(y)))
+            kept = (key, fit(x, y.unsqueeze(-1), self.choices))
+            self._fitted[what] = kept
+        return kept[1]
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the model makes of m configurations; all are scores, fractions.
+
+    Attributes:
+        mean, sd: of the noise-free score, m each.
+        gap_sd: the standard deviation of its difference from the incumbent's, m.
+        incumbent_mean: the incumbent's expected score. With these, the expected improvement over
+            the incumbent by more than xi is that of a normal variable with mean
+            mean - incumbent_mean - xi and standard deviation gap_sd.
+    """
+
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+    gap_sd: NDArray[np.float64]
+    incumbent_mean: float
+
+
+class Outlook:
+    """The model of a history, ready to be asked about the full length of a training.
+
+    Attributes:
+        posterior: of the scores, given the data.
+        believed: the same, as if all trials in flight had yielded what is expected of them.
+        incumbent: the point over which an improvement is sought, d + 1.
+        centres: the most promising configurations so far, `c x d`.
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        history: HistoryView,
+        full: int,
+        ladder: Sequence[int],
+        *,
+        in_hand: bool,
+    ) -> None:
+        """See the class; raises one of FIT_ERRORS.
+
+        Args:
+            surrogate: of the space.
+            history: with at least two scores.
+            full: the length of a whole training.
+            ladder: as `Surrogate.data` takes it.
+            in_hand: whether the incumbent is what a trial has reached, at its last epoch, and not
+                what it would be expected to reach at the full length.
+        """
+        self._surrogate, self._full, self.space = surrogate, full, surrogate.space
+        self.posterior = surrogate.posterior(surrogate.data(history, full, ladder))
+        self.believed = self.posterior.believing(_in_flight(surrogate, history, full))
+        self._feasible = surrogate.feasibility(history, full)
+        scored = [t for t in history if t.score is not None]
+        units = surrogate.space.to_unit([t.config for t in scored])
+        promise = self.believed.mean_sd(self.points(units))[0]
+        self.centres = units[np.argsort(-promise, kind="stable")[:_CENTRES]]
+        rivals, value = self.points(units), promise
+        if in_hand:
+            rivals = surrogate.points(units, [t.epoch for t in scored], full)
+            value = self.believed.mean_sd(rivals)[0]
+        self.incumbent = rivals[int(np.argmax(value))]
+
+    def points(self, units: Units) -> Tensor:
+        """The model's points at the full length, `m x (d + 1)`."""
+        return self._surrogate.points(units, self._full, self._full)
+
+    def log_improvement(self, units: Units) -> NDArray[np.float64]:
+        """Log of the expected improvement times the chance that it can be had, m."""
+        points = self.points(units)
+        value = log_expected_improvement(*self.believed.gap(points, self.incumbent))
+        if self._feasible is None:
+            return value
+        # Constrained expected improvement (Gardner et al., 2014, equation 5).
+        mean, sd = self._feasible.mean_sd(points)
+        return np.asarray(value + log_ndtr(mean / sd))
+
+    def belief(self, configs: Sequence[Config]) -> Belief:
+        """What the model makes of m configurations."""
+        points = self.points(self._surrogate.space.to_unit(configs))
+        gap, gap_sd = self.believed.gap(points, self.incumbent)
+        best = float(self.believed.mean_sd(self.incumbent[None])[0][0])
+        return Belief(gap + best, self.posterior.mean_sd(points)[1], gap_sd, best)
+
+
+def _in_flight(surrogate: Surrogate, history: HistoryView, full: int) -> Tensor:
+    """Where results are to come: the trials in flight, each at the epoch that it trains to."""
+    waiting = [t for t in history.running if t.state is not TrialState.PAUSED or not t.curve]
+    units = surrogate.space.to_unit([t.config for t in waiting])
+    return surrogate.points(units, [min(t.target, full) for t in waiting], full)
+
+
+class Posterior:
+    """A Gaussian process given n data, by one Cholesky factor; predictions are exact and cheap.
+
+    BoTorch's own posterior builds the joint covariance of all points that are asked for; here
+    only what the acquisition needs is worked out.
+    """
+
+    def __init__(
+        self,
+        model: SingleTaskGP,
+        points: Tensor,
+        y: Tensor,
+        standard: tuple[float, float] | None = None,
+    ) -> None:
+        self._model, self._points, self._y = model, points, y
+        self.centre, self.scale = standard or (float(y.mean()), float(y.std()) or 1.0)
+        with torch.no_grad():
+            self.noise_sd = float(model.likelihood.noise.sqrt()) * self.scale
+            gram = self._kernel(points, points) + model.likelihood.noise * torch.eye(
+                len(y), dtype=torch.float64
+            )
+            self._constant = model.mean_module.constant.detach()
+            self._factor = psd_safe_cholesky(gram)  # n x n
+            residual = (y - self.centre) / self.scale - self._constant
+            self._weights = torch.cholesky_solve(residual.unsqueeze(-1), self._factor)  # n x 1
+
+    def mean_sd(self, points: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of the noise-free score at m points, m each."""
+        with torch.no_grad():
+            cross = self._kernel(points, self._points)  # m x n
+            mean = (cross @ self._weights).squeeze(-1) + self._constant
+            solved = self._solve(cross)  # n x m
+            variance = self._prior_variance(points) - (solved**2).sum(0)
+        sd = variance.clamp_min(1e-12).sqrt()
+        return mean.numpy() * self.scale + self.centre, sd.numpy() * self.scale
+
+    def gap(self, points: Tensor, rival: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of f(x) - f(x*) at m points x and one rival x*, m each.
+
+        The two are jointly normal, so the difference is normal, with variance
+        k(x, x) + k(x*, x*) - 2 k(x, x*) in posterior covariances: 0 at x* itself.
+        """
+        with torch.no_grad():
+            star = rival.reshape(1, -1)
+            cross, cross_star = (self._kernel(at, self._points) for at in (points, star))
+            mean = ((cross - cross_star) @ self._weights).squeeze(-1)
+            # One solve for both: the difference's covariance with the data is cross - cross_star.
+            solved = self._solve(cross - cross_star)  # n x m
+            prior = self._prior_variance(points) + self._prior_variance(star)
+            prior = prior - 2 * self._kernel(points, star).squeeze(-1)
+            variance = prior - (solved**2).sum(0)
+        sd = variance.clamp_min(1e-12).sqrt()
+        return mean.numpy() * self.scale, sd.numpy() * self.scale
+
+    def believing(self, points: Tensor) -> Posterior:
+        """As if each of m points had yielded what is expected of it (the kriging believer)."""
+        if not len(points):
+            return self
+        expected = torch.from_numpy(self.mean_sd(points)[0])
+        return Posterior(
+            self._model,
+            torch.cat([self._points, points]),
+            torch.cat([self._y, expected]),
+            (self.centre, self.scale),
+        )
+
+    def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
+        covariance: Any = self._model.covar_module(a, b)
+        dense: Tensor = covariance.to_dense()
+        return dense
+
+    def _prior_variance(self, x: Tensor) -> Tensor:
+        variance: Tensor = self._model.covar_module(x, diag=True)
+        return variance
+
+    def _solve(self, cross: Tensor) -> Tensor:
+        solved: Tensor = torch.linalg.solve_triangular(self._factor, cross.T, upper=False)
+        return solved
+
+
+def log_expected_improvement(
+    mean: NDArray[np.float64], sd: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Log E[max(g, 0)] of m normal variables g, accurate far into the tail (Ament et al., 2023)."""
+    z = torch.from_numpy(mean / sd)
+    value: NDArray[np.float64] = _log_ei_helper(z).numpy() + np.log(sd)
+    return value
+
+
+def fitted_size(n: int) -> int:
+    """To how many of n data hyperparameters are fitted: all at first, then in growing steps."""
+    if n < 15:
+        return n
+    if n < 40:
+        return n - n % 3
+    size = 40
+    while size + max(5, size // 8) <= n:
+        size += max(5, size // 8)
+    return size
+
+
+def shown_scores(
+    scores: NDArray[np.float64], latest: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """What the surrogate is shown, n values: scores clamped from below at a floor.
+
+    The floor is median - CLAMP (best - median) of the latest scores (of all, where those are not
+    given); see CLAMP for why.
+    """
+    basis = scores if latest is None else latest
+    best, median = float(np.max(basis)), float(np.median(basis))
+    return np.maximum(scores, median - CLAMP * (best - median))
+
+
+def make_kernel(d: int, choices: list[int]) -> Kernel:
+    """Of knobs times of epochs; the knobs' lengthscales have a prior that widens with d.
+
+    The prior is BoTorch's dimension-scaled one (Hvarfner et al., 2024). The epochs' kernel says
+    how much of a curve's end is known from its beginning.
+    """
+    ordered = tuple(i for i in range(d) if i not in choices)
+    epoch_prior = LogNormalPrior(0.0, 1.0)
+    parts: list[Kernel] = [
+        RBFKernel(
+            active_dims=(d,),
+            lengthscale_prior=epoch_prior,
+            lengthscale_constraint=GreaterThan(5e-2, initial_value=1.0),
+        )
+    ]
+    if ordered:
+        prior = LogNormalPrior(math.sqrt(2) + math.log(d) / 2, math.sqrt(3))
+        parts.append(
+            MaternKernel(
+                ard_num_dims=len(ordered),
+                active_dims=ordered,
+                lengthscale_prior=prior,
+                lengthscale_constraint=GreaterThan(2.5e-2, initial_value=prior.mode.item()),
+            )
+        )
+    if choices:
+        parts.append(
+            CategoricalKernel(
+                ard_num_dims=len(choices),
+                active_dims=tuple(choices),
+                lengthscale_constraint=GreaterThan(1e-6),
+            )
+        )
+    return ScaleKernel(
+        ProductKernel(*parts),
+        outputscale_prior=LogNormalPrior(0.0, 1.0),
+        outputscale_constraint=GreaterThan(1e-4, initial_value=1.0),
+    )
+
+
+def fit(x: Tensor, y: Tensor, choices: list[int]) -> SingleTaskGP:
+    """A Gaussian process on `n x (d + 1)` points and `n x 1` scores, standardised inside.
+
+    Raises one of FIT_ERRORS where no fit succeeds.
+    """
+    d = x.shape[-1] - 1
+    model = SingleTaskGP(x, y, covar_module=make_kernel(d, choices))
+    likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
+    fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": _FIT_OPTIONS})
+    return model
+
+
+@contextmanager
+def quiet_and_alone(seed: int) -> Iterator[None]:
+    """No warnings on the terminal, one thread, and the global generator put back afterwards.
+
+    The matrices are small: more threads would cost more than they give, and the cores belong to
+    whoever is training.
+    """
+    _ALONE.acquire()  # what follows is the whole process's
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # Recorded, and so not shown: BoTorch says `always` to some inside of any filter.
+        with warnings.catch_warnings(record=True), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        _ALONE.release()
