@@ -168,7 +168,7 @@ class FunctionRunner:
         self._stopping = False
         if trial.number not in self._live:
             self._live[trial.number] = (_epochs(self._train, trial.config), 0)
-            self._catch_up = trial.epoch
+        self._catch_up = trial.epoch  # of this trial, and not of the one that ran before
         self._meter.claim(0, time.monotonic_ns())
 
     def stop(self, number: int) -> None:

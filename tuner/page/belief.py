@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tuner.budget import to_ns
+from tuner.entry import make_entry
 from tuner.page.film import Scene, history_at, make_slice
-from tuner.searchers import SpaceExhausted, make_searcher
+from tuner.searchers import SpaceExhausted
 from tuner.searchers.shared_start import SharedStart
 from tuner.space import Config
 
@@ -22,7 +23,7 @@ def belief(
     has no model at all, or there is no such knob.
     """
     row = scene.row
-    searcher = make_searcher(row.searcher, row.space, row.seed)
+    searcher, _ = make_entry(row.searcher, row.space, row.seed, epochs=row.max_epochs)
     ask = getattr(searcher, "belief", None)
     if ask is None:
         raise ValueError(f"{row.searcher} has no model of the landscape")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import threading
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.budget import Kind, to_minutes, to_ns
+from tuner.entry import make_entry
 from tuner.naming import pick
 from tuner.page.belief import belief
 from tuner.page.film import Camera, Scene, describe_terrain, film, surface
@@ -20,12 +22,16 @@ from tuner.race import Race, Run, enter
 from tuner.reader import RunRow
 from tuner.report import Outcome, judge, lines_of, worth
 from tuner.runner import Runner
-from tuner.searchers import SEARCHERS, make_searcher
 from tuner.terrain import Terrain
 
 _TRIALS = 40  # that the budget buys, unless another is asked for
 _MOST_TRIALS = 150
 _MOST_SECONDS = 120.0
+_OFFERED = (
+    *("grid", "random", "bayes", "freeze-thaw", "random+median", "random+asha", "hyperband"),
+    *("bayes+asha", "bohb"),
+)
+_OF_OPTUNA = ("tpe", "cmaes", "optuna-gp")
 _KEPT = 8  # races whose beliefs can still be asked for
 _FRAME_S = 0.1
 _MOST_SEED = 1 << 53
@@ -68,8 +74,8 @@ class Demo:
                 {**describe_terrain(t), "knobs": len(t.space), "budget": self._default_budget(t)}
                 for t in terrains
             ],
-            "searchers": list(SEARCHERS),
-            "chosen": [name for name in ("grid", "random", "bayes") if name in SEARCHERS],
+            "searchers": list(_entries()),
+            "chosen": ["grid", "random", "bayes"],
             "budget": {"low": 0.1, "high": 1e5},
         }
 
@@ -158,7 +164,7 @@ class Demo:
         terrain = self._terrain(text_of(query, "landscape"))
         names = [n for n in query.get("searchers", "grid,random,bayes").split(",") if n]
         for name in names:
-            pick(name, SEARCHERS, "searcher")
+            pick(name, _entries(), "searcher")
         if not names or len(set(names)) < len(names):
             raise ValueError("choose at least one searcher, and none twice")
         seed = number_of(query, "seed", 0.0)
@@ -176,11 +182,13 @@ class Demo:
         space, epochs = order.terrain.space, order.terrain.epochs
         budget_ns = max(1, to_ns(order.minutes))
         row = RunRow(number, name, order.seed, space, epochs, budget_ns, 0, None, None)
+        searcher, policy = make_entry(name, space, order.seed, epochs=epochs)
         return enter(
             None,
             row,
-            make_searcher(name, space, order.seed),
+            searcher,
             self._make_runner(order.terrain, order.seed),
+            policy=policy,
             is_replay=True,
             on_change=on_change,
         )
@@ -197,6 +205,12 @@ class Demo:
         history = run.scheduler.history
         value = worth(terrain, history.best, run.row.seed)
         return Outcome(run.row, history, run.scheduler.budget.ledger, None, value)
+
+
+def _entries() -> dict[str, None]:
+    """The entries that the page offers: what is installed, one of each kind."""
+    has_optuna = importlib.util.find_spec("optuna") is not None
+    return dict.fromkeys([*_OFFERED, *(_OF_OPTUNA if has_optuna else ())])
 
 
 def _scene(run: Run, value: float | None = None) -> Scene:
