@@ -30,7 +30,7 @@ from tuner.fidelity import (
     default_min_epochs,
 )
 from tuner.race import enter
-from tuner.runner import EventKind
+from tuner.runner import EventKind, FunctionRunner
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import SEARCHERS, make_searcher
 from tuner.seeding import derive_seed
