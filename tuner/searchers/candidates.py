@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tuner.searchers.base import config_key
+from tuner.searchers.base import config_key, tried
 from tuner.searchers.random import draw_new
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, SearchSpace, Units
@@ -39,7 +39,7 @@ def sobol_start(space: SearchSpace, seed: int, history: HistoryView) -> Config:
     units = sobol(space, derive_seed(seed, "sobol"), len(history) + 1)
     config = space.from_unit(units[-1:])[0]
     if space.cardinality is not None:
-        seen = {config_key(space, t.config) for t in history}
+        seen = tried(space, history)
         if config_key(space, config) in seen:
             return draw_new(space, seed, "sobol-start", history)
     return config
@@ -102,7 +102,7 @@ def _maximise_finite(
         widths = generator.choice(_WIDTHS, size=(len(start), 1))
         near = _perturbed(space, start, widths, generator)
         configs = list(space.from_unit(np.concatenate([sobol(space, seed, _RAW_POINTS), near])))
-    seen = {config_key(space, t.config) for t in history}
+    seen = tried(space, history)
     configs = [c for c in configs if config_key(space, c) not in seen]
     if not configs:
         configs = [draw_new(space, seed, "rest", history)]
