@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -60,6 +61,7 @@ UNLIMITED = 1 << 30
 """The target of a training that itself says when it is complete."""
 
 _MOST_PAUSED = 256
+_ENOUGH_TO_WARN, _FORETELLS = 8, 0.2
 _COMPLETED_BEFORE_MEDIAN = 5
 
 
@@ -254,6 +256,50 @@ def default_min_epochs(max_epochs: int) -> int:
     tasks of LCBench, whose epoch 1 is the untrained network, -0.08 to 0.46 and 0.37 to 0.84.
     """
     return min(max_epochs, max(2, round(max_epochs / 27)))
+
+
+@dataclass(frozen=True)
+class FirstRung:
+    """How well the first rung of a search foretold the end.
+
+    Attributes:
+        epoch: where trials were first compared.
+        trials: how many went on from there to the end.
+        rank_correlation: Spearman's, over these; None for fewer than five. Only what looked
+            good went on, so it is lower than that of all settings would be.
+    """
+
+    epoch: int
+    trials: int
+    rank_correlation: float | None
+
+    @property
+    def warning(self) -> str:
+        """What to say of it; empty where there is nothing to warn of."""
+        if self.trials < _ENOUGH_TO_WARN or (self.rank_correlation or 0.0) >= _FORETELLS:
+            return ""
+        return (
+            f"scores after epoch {self.epoch} hardly foretold the last ones (rank correlation "
+            f"{self.rank_correlation:.2f} over {self.trials} trials): a first rung after more "
+            f"epochs, --min-epochs, may find more"
+        )
+
+
+def first_rung(histories: Sequence[HistoryView]) -> FirstRung | None:
+    """Of one entry's runs; None where no trial was broken off early."""
+    own = [t for history in histories for t in history.own]
+    full = max((h.max_epochs or 0 for h in histories), default=0)
+    broken_off = (TrialState.PAUSED, TrialState.STOPPED)
+    early = Counter(t.epoch for t in own if t.state in broken_off and 0 < t.epoch < full)
+    if not early:
+        return None
+    epoch = early.most_common(1)[0][0]  # where most end: the budget may cut a few anywhere
+    ends = [(t.curve[epoch - 1].score, t.curve[-1].score) for t in own if t.epoch == full]
+    if len(ends) < 5 or any(len(set(column)) < 2 for column in zip(*ends, strict=True)):
+        return FirstRung(epoch, len(ends), None)
+    from scipy.stats import spearmanr
+
+    return FirstRung(epoch, len(ends), float(spearmanr(*zip(*ends, strict=True)).statistic))
 
 
 def _sample(history: HistoryView, until_epoch: int) -> Action:

@@ -28,6 +28,7 @@ from tuner.fidelity import (
     Sample,
     Stop,
     default_min_epochs,
+    first_rung,
 )
 from tuner.race import enter
 from tuner.runner import EventKind, FunctionRunner
@@ -835,3 +836,27 @@ def test_a_live_generator_is_not_charged_for_what_another_had_to_catch_up():
     assert events(1, 0, 1) == [0.1]
     assert events(0, 2, 3) == [0.3]  # its first two are paid for again, and not told again
     assert events(1, 1, 3) == [0.2, 0.3]
+
+
+def test_a_first_rung_that_foretells_nothing_is_warned_of():
+    def history(pairs, more=3):
+        made = History(9, None)
+        for number in range(len(pairs) + more):
+            made.start(Trial(number, {"x": 0.1}, 0, 9))
+            first, last = pairs[number] if number < len(pairs) else (0.0, None)
+            for at in range(1, 10 if last is not None else 4):
+                made.observe(number, Observation(at, last if at == 9 else first, 1))
+            made.close(number, TrialState.STOPPED if last is None else TrialState.COMPLETED)
+        return made.view()
+
+    falling = [(0.1 * i, 0.9 - 0.1 * i) for i in range(8)]
+    found = first_rung([history(falling[:4]), history(falling[4:])])
+    assert (found.epoch, found.trials) == (3, 8)
+    assert found.rank_correlation == pytest.approx(-1.0)
+    assert "after epoch 3 hardly foretold" in found.warning
+    rising = first_rung([history([(0.1 * i, 0.2 * i) for i in range(8)])])
+    assert rising.rank_correlation == pytest.approx(1.0)
+    assert not rising.warning
+    assert first_rung([history(falling, more=0)]) is None
+    assert first_rung([history(falling[:4])]).rank_correlation is None
+    assert not first_rung([history(falling[:4])]).warning
