@@ -291,9 +291,9 @@ def first_rung(histories: Sequence[HistoryView]) -> FirstRung | None:
     full = max((h.max_epochs or 0 for h in histories), default=0)
     broken_off = (TrialState.PAUSED, TrialState.STOPPED)
     early = Counter(t.epoch for t in own if t.state in broken_off and 0 < t.epoch < full)
-    if not early:
+    epoch, ended = early.most_common(1)[0] if early else (0, 0)
+    if ended <= 2 * len(histories):  # what the end of a budget breaks off is no rung
         return None
-    epoch = early.most_common(1)[0][0]  # where most end: the budget may cut a few anywhere
     ends = [(t.curve[epoch - 1].score, t.curve[-1].score) for t in own if t.epoch == full]
     if len(ends) < 5 or any(len(set(column)) < 2 for column in zip(*ends, strict=True)):
         return FirstRung(epoch, len(ends), None)

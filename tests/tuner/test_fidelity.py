@@ -839,7 +839,7 @@ def test_a_live_generator_is_not_charged_for_what_another_had_to_catch_up():
 
 
 def test_a_first_rung_that_foretells_nothing_is_warned_of():
-    def history(pairs, more=3):
+    def history(pairs, more=4):
         made = History(9, None)
         for number in range(len(pairs) + more):
             made.start(Trial(number, {"x": 0.1}, 0, 9))
