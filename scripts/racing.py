@@ -36,6 +36,7 @@ from tuner.runner import Runner
 from tuner.searchers import Searcher, make_searcher
 from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
+from tuner.stop_rule import returned_ns, with_stop
 from tuner.store import Store
 from tuner.terminal import LiveView
 from tuner.trial import Trial
@@ -57,6 +58,7 @@ class Request(TrainingRequest):
     eta: int
     shared_start: int
     confirm: int = 0
+    stop: str = "never"
     space: dict[str, Any]
 
 
@@ -76,6 +78,7 @@ def entry_for(
     )
     if request.shared_start:
         searcher = SharedStart(searcher, space, seed, request.shared_start)
+    policy = with_stop(policy, request.stop, space, seed)
     return searcher, with_confirmations(policy, request.confirm)
 
 
@@ -202,7 +205,11 @@ def _finish(
 ) -> None:
     """Find out what each run's winner is worth, and write the files and the pictures."""
     outcomes = [
-        replace(_outcome(store, run, track, console), expected=_expected(run, request))
+        replace(
+            _outcome(store, run, track, console),
+            expected=_expected(run, request),
+            returned_ns=returned_ns(run.scheduler.history, request.stop),
+        )
         for run in race.runs
     ]
     settings = {

@@ -26,7 +26,7 @@ from tuner.budget import to_ns
 from tuner.entry import ETA, Entry
 from tuner.importance import in_words
 from tuner.store import Store
-from tuner.terminal import closing_table, earlier_lines, luck_lines
+from tuner.terminal import closing_table, earlier_lines, luck_lines, stop_lines
 
 _REPLAY_COMMIT_S = 0.5
 _MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
@@ -125,6 +125,13 @@ def main(
             "the mean."
         ),
     ] = 0,
+    stop: Annotated[
+        str,
+        typer.Option(
+            help="never, or auto: end a search when what its minutes could still find is less "
+            "than the noise."
+        ),
+    ] = "never",
     landscape: Annotated[
         str | None,
         typer.Option(help="Replay on a landscape instead, by name or by file."),
@@ -182,6 +189,7 @@ def main(
                 eta=eta,
                 shared_start=shared_start,
                 confirm=confirm,
+                stop=stop,
                 space={},
             )
             _check(request)
@@ -230,7 +238,7 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
     console.print(summary["verdict"]["text"], soft_wrap=True, markup=False, highlight=False)
     mattered = in_words(summary["importance"])
     console.print(mattered, soft_wrap=True, markup=False, highlight=False)
-    for line in luck_lines(summary) + earlier_lines(summary):
+    for line in luck_lines(summary) + stop_lines(summary) + earlier_lines(summary):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     fallbacks = sum(run["fallbacks"] for run in summary["runs"])
     if fallbacks:
@@ -246,7 +254,7 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
 _RESUME_FLAGS = {"resume", "budget_minutes", "page", "quiet", "as_json"}
 _REPLAY_FLAGS = {
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
-    *("fidelity", "min_epochs", "eta", "confirm"),
+    *("fidelity", "min_epochs", "eta", "confirm", "stop"),
     *("landscape", "out", "page", "quiet", "as_json", "earlier"),
 }
 

@@ -31,8 +31,8 @@ class Confirming:
     """Has another policy decide while there are minutes, and keeps some back to confirm with.
 
     A confirmation is another full training, with a seed of its own, of a configuration that was
-    trained to its end. The K best by their first score are confirmed once each. Whatever is left
-    then trains again who leads by its mean.
+    trained to its end. The K best by their first score are confirmed once each. What is left of the
+    budget then, but for a search that ended by itself, trains again who leads by its mean.
     """
 
     def __init__(self, inner: FidelityPolicy, count: int) -> None:
@@ -60,6 +60,8 @@ class Confirming:
             if left_ns >= _overhead(history) * (price_ns + kept_ns):
                 return action
         if isinstance(action, Wait) and in_flight:
+            return action
+        if isinstance(action, Done) and not to_confirm:
             return action
         leader = min(groups, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
         for trial in to_confirm or [leader]:

@@ -40,8 +40,9 @@ class Run:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether the budget is expected to buy another epoch."""
-        return self.recorder.budget.remaining_ns >= self.scheduler.expected_epoch_ns
+        """Whether the budget is expected to buy another epoch, and the search wants one."""
+        is_rich = self.recorder.budget.remaining_ns >= self.scheduler.expected_epoch_ns
+        return is_rich and not self.scheduler.is_over
 
 
 class Race:

@@ -34,6 +34,7 @@ class Outcome:
         value: of the winner, on a landscape: its score without noise.
         expected: what another training of the winner may be expected to score; None where nobody
             knows.
+        returned_ns: what a search that may end by itself left over; None where it may not.
     """
 
     row: RunRow
@@ -42,6 +43,7 @@ class Outcome:
     test_score: float | None
     value: float | None = None
     expected: Expected | None = None
+    returned_ns: int | None = None
 
     @property
     def winner(self) -> Trial | None:
@@ -100,7 +102,7 @@ def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
 def run_summary(outcome: Outcome) -> dict[str, Any]:
     """One entry of `runs` in summary.json. Scores are fractions, times are minutes."""
     history, best, winner = outcome.history, outcome.history.best, outcome.winner
-    expected, trained = outcome.expected, outcome.history.trained
+    expected, returned, trained = outcome.expected, outcome.returned_ns, history.trained
     return {
         "searcher": outcome.row.searcher,
         "seed": outcome.row.seed,
@@ -114,6 +116,7 @@ def run_summary(outcome: Outcome) -> dict[str, Any]:
         "test_score": outcome.test_score,
         "value": outcome.value,
         "minutes_spent": to_minutes(sum(outcome.ledger.values())),
+        "minutes_returned": None if returned is None else to_minutes(returned),
         "ledger": {kind.value: to_minutes(ns) for kind, ns in outcome.ledger.items()},
         "fallbacks": sum(bool(t.note) for t in trained),
         "best_so_far": [[to_minutes(ns), score] for ns, score in best_so_far(history)],

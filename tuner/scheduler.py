@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from tuner.budget import Budget, Costs, Kind
 from tuner.confirm import worth_keeping
-from tuner.fidelity import FidelityPolicy, Repeat, Resume, Sample, Stop
+from tuner.fidelity import Done, FidelityPolicy, Repeat, Resume, Sample, Stop
 from tuner.runner import FINAL_STATE, Event, EventKind, Runner
 from tuner.searchers.base import Searcher, SpaceExhausted
 from tuner.seeding import trial_seed
@@ -111,7 +111,7 @@ class Scheduler:
         self._keep = keep
         self._kept = worth_keeping(history, ended, keep)
         self._base_ns = 0
-        self._interrupted = False
+        self._interrupted = self._is_done = False
         self.finished = False  # nothing that the budget could buy is left to do
 
     @property
@@ -129,6 +129,12 @@ class Scheduler:
     def expected_epoch_ns(self) -> int:
         """What an epoch of a new trial is expected to cost."""
         return self._epoch_ns(None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the policy has nothing more to do, whatever is left of the budget."""
+        halfway = any(t.epoch < t.target for t in self.history.running)
+        return not halfway and isinstance(self._policy.next_action(self._view), Done)
 
     def interrupt(self) -> None:
         """Stop soon without losing work; `run` returns. Safe to call in a signal handler."""
@@ -166,8 +172,9 @@ class Scheduler:
         self._recorder.commit()
         self.finished = not self._interrupted and not over
         if self.finished:
+            reason = "the search ended" if self._is_done else "budget spent"
             for trial in self.history.running:
-                self.history.update(trial.number, reason="budget spent")
+                self.history.update(trial.number, reason=reason)
             self._recorder.commit()
 
     # -- what to do next -------------------------------------------------------------------------
@@ -183,7 +190,9 @@ class Scheduler:
         for trial in sorted(self.history.running, key=lambda t: t.clock is None):
             if trial.number not in self._in_flight and trial.epoch < trial.target:
                 return self._launch(trial)
-        match self._policy.next_action(self._view):
+        action = self._policy.next_action(self._view)
+        self._is_done = isinstance(action, Done)
+        match action:
             case Sample(until_epoch):
                 return self._start(until_epoch)
             case Resume(number, until_epoch):

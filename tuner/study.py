@@ -19,6 +19,7 @@ from tuner.runner import FunctionRunner, TrainFunction
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
+from tuner.stop_rule import check_stop, with_stop
 from tuner.store import Store
 from tuner.trial import ADDED, History, HistoryView, Observation, Trial, TrialState
 from tuner.warm_start import read_study, take_over
@@ -349,6 +350,7 @@ def tune(
     directory: str | Path | None = None,
     mode: str = "max",
     confirm: int = 0,
+    stop: str = "never",
     warm_start: str | Path | Sequence[str | Path] = (),
     on_change: Callable[[], None] = lambda: None,
 ) -> Study:
@@ -379,6 +381,8 @@ def tune(
         confirm: keep minutes back to train so many of the best configurations again, each once,
             and have `best` be the one with the best mean; `train` must not give every training of
             a configuration the same random numbers.
+        stop: "auto" ends the search when what its minutes could still find is less than the noise
+            of a score; "never" spends them all.
         warm_start: earlier studies, by their folders or files, whose results are taken over as
             `Study.add_from` does; they cost nothing.
         on_change: called after each epoch and each new trial.
@@ -392,7 +396,8 @@ def tune(
     """
     if max_epochs is not None and max_epochs < 1:
         raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
-    with_confirmations(FullFidelity(), confirm)  # refused before a file is made
+    check_stop(stop)  # refused before a file is made, as is:
+    with_confirmations(FullFidelity(), confirm)
     path: Path | None = None
     if directory is not None:
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -411,7 +416,8 @@ def tune(
     try:
         for earlier in [warm_start] if isinstance(warm_start, str | Path) else warm_start:
             study.add_from(earlier)
-        study._run(train, on_change, with_confirmations(study._policy, confirm))
+        policy = with_stop(study._policy, stop, study.space, seed)
+        study._run(train, on_change, with_confirmations(policy, confirm))
     finally:
         if path is not None:
             study.to_csv(path.with_name("trials.csv"))

@@ -170,6 +170,22 @@ def earlier_lines(summary: dict[str, Any]) -> list[str]:
     ]
 
 
+def stop_lines(summary: dict[str, Any]) -> list[str]:
+    """For each searcher that ended before its minutes did, how many it returned, over its seeds."""
+    lines = []
+    for name in dict.fromkeys(run["searcher"] for run in summary["runs"]):
+        runs = [run for run in summary["runs"] if run["searcher"] == name]
+        returned = sum(run["minutes_returned"] or 0.0 for run in runs) / len(runs)
+        if returned:
+            spent = sum(run["minutes_spent"] for run in runs) / len(runs)
+            lines.append(
+                f"{name} stopped after {spent:.1f} of {summary['budget_minutes']:g} minutes"
+                f"{'' if len(runs) == 1 else ' on average'}: the rest could not be expected to "
+                f"find more than noise. It returned {returned:.1f}."
+            )
+    return lines
+
+
 def _run_table(summary: dict[str, Any], measure: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("searcher", "trials", "validation", measure, "gap", "minutes", "best setting")

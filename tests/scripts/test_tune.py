@@ -777,3 +777,31 @@ def test_what_tells_an_earlier_race_apart_is_said_and_other_data_are_refused(tmp
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
         assert sorted(tmp_path.rglob("*")) == before
+
+
+# -- ending early --------------------------------------------------------------------------------
+
+
+def test_a_race_where_there_is_nothing_to_find_returns_its_minutes(tmp_path):
+    out = tmp_path / "run"
+    request = ["--landscape", "flat", "--searchers", "bayes", "--budget-minutes", 150]
+    result = tune(*request, "--stop", "auto", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    (run,) = summary_of(out)["runs"]
+    assert run["trials"] >= 19
+    assert run["minutes_returned"] > 75
+    assert run["minutes_returned"] + run["minutes_spent"] == pytest.approx(150, abs=1e-9)
+    spent, returned = f"{run['minutes_spent']:.1f}", f"{run['minutes_returned']:.1f}"
+    assert f"bayes stopped after {spent} of 150 minutes" in result.stdout
+    assert f"It returned {returned}." in result.stdout
+    before = (out / "trials.csv").read_bytes()
+    assert tune("--resume", out).exit_code == 0
+    assert (out / "trials.csv").read_bytes() == before
+    assert summary_of(out)["runs"] == [run]
+
+
+def test_a_way_to_stop_that_there_is_not_is_refused(tmp_path):
+    result = tune(*REPLAY, "--stop", "atuo", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "no way to stop 'atuo'; did you mean 'auto'" in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -313,6 +313,15 @@ class Posterior:
         sd = variance.clamp_min(1e-12).sqrt()
         return mean.numpy() * self.scale, sd.numpy() * self.scale
 
+    def joint(self, points: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and covariance of the noise-free scores at m points, m and m x m."""
+        with torch.no_grad():
+            cross = self._kernel(points, self._points)  # m x n
+            mean = (cross @ self._weights).squeeze(-1) + self._constant
+            solved = self._solve(cross)  # n x m
+            covariance = self._kernel(points, points) - solved.T @ solved
+        return mean.numpy() * self.scale + self.centre, covariance.numpy() * self.scale**2
+
     def believing(self, points: Tensor) -> Posterior:
         """As if each of m points had yielded what is expected of it (the kriging believer)."""
         if not len(points):
