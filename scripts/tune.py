@@ -240,6 +240,9 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
     console.print(mattered, soft_wrap=True, markup=False, highlight=False)
     for line in luck_lines(summary) + stop_lines(summary) + earlier_lines(summary):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for name, rung in summary["first_rungs"].items():
+        if rung["warning"]:
+            console.print(f"{name}: {rung['warning']}", soft_wrap=True, markup=False)
     fallbacks = sum(run["fallbacks"] for run in summary["runs"])
     if fallbacks:
         console.print(

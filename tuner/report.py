@@ -16,6 +16,7 @@ import numpy as np
 
 from tuner.budget import Costs, to_minutes
 from tuner.confirm import Expected, chosen, mean_score
+from tuner.fidelity import first_rung
 from tuner.files import write_atomically
 from tuner.importance import importance
 from tuner.progress import Line, race_progress
@@ -134,6 +135,20 @@ def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
         "verdict": judge(settings, outcomes, progress),
         "importance": None if found is None else found.to_json(),
         "earlier": earlier_results(outcomes),
+        "first_rungs": first_rungs(outcomes),
+    }
+
+
+def first_rungs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """How well the first rung foretold the end, for each searcher that broke trials off."""
+    found = {
+        name: first_rung([o.history for o in group])
+        for name, group in by_searcher(outcomes).items()
+    }
+    return {
+        name: {**vars(rung), "warning": rung.warning}
+        for name, rung in found.items()
+        if rung is not None
     }
 
 
