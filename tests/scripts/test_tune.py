@@ -231,9 +231,7 @@ def check_ledgers(summary, folder):
 
 def test_a_real_race_on_small_data(tmp_path, real):
     out = tmp_path / "run"
-    process = start(
-        *real, "--budget-minutes", 0.2, "--knobs", "learning_rate,layers", "--out", out
-    )
+    process = start(*real, "--budget-minutes", 0.2, "--knobs", "learning_rate,layers", "--out", out)
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert errors == ""
