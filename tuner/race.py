@@ -41,8 +41,8 @@ class Run:
     @property
     def can_go_on(self) -> bool:
         """Whether the budget is expected to buy another epoch, and the search wants one."""
-        is_rich = self.recorder.budget.remaining_ns >= self.scheduler.expected_epoch_ns
-        return is_rich and not self.scheduler.is_over
+        next_ns = self.scheduler.next_epoch_ns
+        return next_ns is not None and self.recorder.budget.remaining_ns >= next_ns
 
 
 class Race:

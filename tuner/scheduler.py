@@ -111,7 +111,7 @@ class Scheduler:
         self._keep = keep
         self._kept = worth_keeping(history, ended, keep)
         self._base_ns = 0
-        self._interrupted = self._is_done = False
+        self._interrupted = False
         self.finished = False  # nothing that the budget could buy is left to do
 
     @property
@@ -131,10 +131,17 @@ class Scheduler:
         return self._epoch_ns(None)
 
     @property
-    def is_over(self) -> bool:
-        """Whether the policy has nothing more to do, whatever is left of the budget."""
-        halfway = any(t.epoch < t.target for t in self.history.running)
-        return not halfway and isinstance(self._policy.next_action(self._view), Done)
+    def next_epoch_ns(self) -> int | None:
+        """What the epoch that comes next is expected to cost; None where the search is over."""
+        if broken_off := self._broken_off():
+            return self._epoch_ns(broken_off[0])
+        match self._policy.next_action(self._view):
+            case Done():
+                return None
+            case Resume(number, _) | Repeat(number, _):
+                return self._epoch_ns(self.history[number])
+            case _:
+                return self._epoch_ns(None)
 
     def interrupt(self) -> None:
         """Stop soon without losing work; `run` returns. Safe to call in a signal handler."""
@@ -172,7 +179,7 @@ class Scheduler:
         self._recorder.commit()
         self.finished = not self._interrupted and not over
         if self.finished:
-            reason = "the search ended" if self._is_done else "budget spent"
+            reason = "the search ended" if self.next_epoch_ns is None else "budget spent"
             for trial in self.history.running:
                 self.history.update(trial.number, reason=reason)
             self._recorder.commit()
@@ -185,14 +192,9 @@ class Scheduler:
 
     def _launch_one(self) -> bool:
         """Put one trial into a free slot; False where there is nothing to do or to pay it with."""
-        # What was broken off, by a signal, a fault or the end of a turn, goes on first; and before
-        # all else what a replay had in flight, which holds reservations already.
-        for trial in sorted(self.history.running, key=lambda t: t.clock is None):
-            if trial.number not in self._in_flight and trial.epoch < trial.target:
-                return self._launch(trial)
-        action = self._policy.next_action(self._view)
-        self._is_done = isinstance(action, Done)
-        match action:
+        if broken_off := self._broken_off():
+            return self._launch(broken_off[0])
+        match self._policy.next_action(self._view):
             case Sample(until_epoch):
                 return self._start(until_epoch)
             case Resume(number, until_epoch):
@@ -206,6 +208,18 @@ class Scheduler:
                 return True
             case _:
                 return False
+
+    def _broken_off(self) -> list[Trial]:
+        """What was broken off, by a signal, a fault or the end of a turn: it goes on first.
+
+        Before all else what a replay had in flight, which holds reservations already.
+        """
+        waiting = [
+            t
+            for t in self.history.running
+            if t.number not in self._in_flight and t.epoch < t.target
+        ]
+        return sorted(waiting, key=lambda t: t.clock is None)
 
     def _start(self, until_epoch: int) -> bool:
         if self.history.is_exhausted or not self._affordable_epochs(None):

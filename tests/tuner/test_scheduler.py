@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from landscapes.replay_runner import ReplayRunner
 from tests.helpers import SPACE, RandomCosts, search
 from tuner.budget import Budget, Kind
+from tuner.entry import make_entry
 from tuner.fidelity import FullFidelity
 from tuner.race import enter
+from tuner.reader import RunRow
 from tuner.runner import Event, EventKind
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler, TrainingBrokenError, mark_interrupted
 from tuner.searchers import make_searcher
 from tuner.space import Choice, SearchSpace
 from tuner.store import Store
-from tuner.trial import History, TrialState
+from tuner.trial import History, Observation, Trial, TrialState
 
 sizes = st.tuples(
     st.integers(1, 6),  # epochs
@@ -61,6 +63,28 @@ def test_turns_change_nothing_until_the_budget_runs_short(size, turn_ns):
     assert both[0][:shared] == both[1][:shared]
     assert abs(len(both[0]) - len(both[1])) <= 1
     assert sum(turns.budget.ledger.values()) <= budget_ns
+
+
+@pytest.mark.parametrize(("left_ns", "wants"), [(29, False), (30, True)])
+def test_what_goes_first_says_whether_the_rest_of_a_budget_is_worth_a_start(left_ns, wants):
+    """An epoch costs 14 ns on average, but one of the trial that goes first 30."""
+    searcher, policy = make_entry("random", SPACE, 0, epochs=4)
+    budget_ns = 4 * 10 + 30 + left_ns
+    row = RunRow(0, "random", 0, SPACE, 4, budget_ns, 0, None, None)
+    runner = ReplayRunner(RandomCosts(4, 50), 0)
+    run = enter(None, row, searcher, runner, policy=policy, is_replay=True, on_change=lambda: None)
+    for number, (cost, epochs) in enumerate([(10, 4), (30, 1)]):
+        curve = tuple(Observation(e, 0.5, cost) for e in range(1, epochs + 1))
+        state = TrialState.COMPLETED if epochs == 4 else TrialState.PAUSED
+        config = {"x": 0.1 * number, "y": 0.5}
+        run.scheduler.history.adopt(Trial(number, config, 0, 4, state, curve))
+        run.recorder.charge({Kind.TRAIN: cost * epochs}, number)
+    assert run.scheduler.expected_epoch_ns == 14
+    assert run.can_go_on == wants
+    if not wants:  # and it is right: nothing is begun
+        run.scheduler.run()
+        assert run.scheduler.finished
+        assert run.recorder.budget.remaining_ns == left_ns
 
 
 class Killed(Exception):

@@ -166,8 +166,8 @@ def train(config):
 
 
 def test_tune_spends_its_budget_on_full_trainings():
-    study = tune(train, SPACE, budget_minutes=0.003, searcher="random", max_epochs=4)
-    assert study.minutes_spent >= 0.003 * 0.99
+    study = tune(train, SPACE, budget_minutes=0.03, searcher="random", max_epochs=4)
+    assert study.minutes_spent >= 0.03 * 0.99
     complete = [t for t in study.trials if t.state is TrialState.COMPLETED]
     assert len(complete) > 10
     for trial in complete:
