@@ -24,6 +24,7 @@ from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape, ridge_at
 from scripts.confirm_benchmark import confirm
 from scripts.errors import plain_errors
+from scripts.rungs_benchmark import rungs
 from scripts.search_benchmark import search
 from scripts.workers import count_cores, describe_machine
 from tuner.budget import to_ns
@@ -281,6 +282,7 @@ def _compare_with_replay(runs: list[Path], landscape: str, out: Path) -> None:
 
 
 app.command()(search)
+app.command()(rungs)
 app.command()(confirm)
 
 if __name__ == "__main__":

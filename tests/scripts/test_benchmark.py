@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +83,19 @@ def test_a_port_that_is_taken_is_said_to_be():
         done = call("page.py", "--port", taken.getsockname()[1])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "cannot be used" in done.stderr
+
+
+def test_how_well_early_scores_foretell_the_last_ones(monkeypatch, capsys):
+    from landscapes.synthetic import make_landscape
+    from scripts.rungs_benchmark import rungs
+
+    monkeypatch.setenv("COLUMNS", "120")
+    rungs(landscapes="deceptive", settings=30)
+    name, *shown = capsys.readouterr().out.splitlines()[1].split()
+    assert name == "deceptive"
+    landscape = make_landscape("deceptive")
+    units = np.random.default_rng(0).random((30, 2))
+    curves = np.array([landscape.curve(c, 0)[0] for c in landscape.space.from_unit(units)])
+    ranks = curves.argsort(0).argsort(0)
+    by_hand = [np.corrcoef(ranks[:, e - 1], ranks[:, -1])[0, 1] for e in (1, 2, 3, 4, 6, 9)]
+    np.testing.assert_allclose([float(value) for value in shown], by_hand, atol=0.006)

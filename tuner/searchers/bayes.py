@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tuner.brackets import rung_epochs
 from tuner.searchers.candidates import maximise, sobol_start
@@ -52,13 +52,7 @@ class BayesSearcher:
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
         """What the model makes of m configurations; None while there is no model yet."""
-        if not has_model(self._space, history):
-            return None
-        with quiet_and_alone(derive_seed(self._seed, "belief", len(history))):
-            try:
-                return self._look(history).belief(configs)
-            except FIT_ERRORS:
-                return None
+        return belief_of(self._look, self._space, self._seed, history, configs)
 
     def _look(self, history: HistoryView) -> Outlook:
         full = history.max_epochs or max(t.epoch for t in history)
@@ -71,6 +65,23 @@ class BayesSearcher:
         # have ended for a model, whatever has been seen of the others is data as well.
         ladder = rung_epochs(1, full, _LADDER) if stops_early or len(ended) < 2 else ()
         return Outlook(self._surrogate, history, full, ladder, in_hand=False)
+
+
+def belief_of(
+    look: Callable[[HistoryView], Outlook],
+    space: SearchSpace,
+    seed: int,
+    history: HistoryView,
+    configs: Sequence[Config],
+) -> Belief | None:
+    """What the model that `look` fits makes of m configurations; None where there is none."""
+    if not has_model(space, history):
+        return None
+    with quiet_and_alone(derive_seed(seed, "belief", len(history))):
+        try:
+            return look(history).belief(configs)
+        except FIT_ERRORS:
+            return None
 
 
 def start_size(space: SearchSpace) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tuner.brackets import rung_epochs
 from tuner.fidelity import Action, Done, Resume, Sample, Stop, default_min_epochs
 from tuner.searchers.base import SpaceExhausted
-from tuner.searchers.bayes import has_model, start_size
+from tuner.searchers.bayes import belief_of, has_model, start_size
 from tuner.searchers.candidates import maximise, sobol_start
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import FIT_ERRORS, Belief, Outlook, Surrogate, quiet_and_alone
@@ -70,13 +70,7 @@ class FreezeThawSearcher:
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
         """What the model makes of m configurations at full length; None while there is none."""
-        if not has_model(self._space, history):
-            return None
-        with quiet_and_alone(derive_seed(self._seed, "belief", len(history))):
-            try:
-                return self._look(history).belief(configs)
-            except FIT_ERRORS:
-                return None
+        return belief_of(self._look, self._space, self._seed, history, configs)
 
     def _look(self, history: HistoryView) -> Outlook:
         rungs = self._rungs(history)

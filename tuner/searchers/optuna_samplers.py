@@ -211,7 +211,8 @@ class _Replay:
 
     def tell(self, shown: FrozenTrial) -> None:
         """Let the trial asked for become the one shown, keeping what the sampler wrote on it."""
-        assert self.asked is not None
+        if self.asked is None:
+            raise RuntimeError("a trial is told that was not asked for")
         for name, distribution in shown.distributions.items():
             value = distribution.to_internal_repr(shown.params[name])
             self.study._storage.set_trial_param(self.asked._trial_id, name, value, distribution)
