@@ -209,27 +209,19 @@ def training_ns(history: HistoryView) -> int | None:
 
 
 def ns_left(history: HistoryView) -> int | None:
-    """What a search may still spend, less what is held back for trials in flight; None: no limit.
-
-    By its history alone: what was charged for no trial shows in the readings at the next one.
-    """
+    """What a search may still spend, less what trials in flight hold back; None: no limit."""
     if history.budget_ns is None:
         return None
-    mine = [t for t in history if not t.source]
-    charged = sum(t.device_ns + t.partial_ns for t in mine)
-    readings = [t.curve[-1].at_ns if t.curve else t.started_ns for t in mine]
-    reserved = sum(t.reserved_ns for t in mine if t.state is TrialState.RUNNING)
-    return history.budget_ns - max(charged, *readings, 0) - reserved
+    reserved = sum(t.reserved_ns for t in history.running if t.state is TrialState.RUNNING)
+    return history.budget_ns - history.spent_ns - reserved
 
 
 def _overhead(history: HistoryView) -> float:
     """What the run paid since its first trial began, over what its trials cost: at least 1."""
-    mine = [t for t in history if not t.source]
-    paid = sum(t.device_ns + t.partial_ns for t in mine)
-    if not paid:
+    charged = history.charged_ns
+    if not charged:
         return 1.0
-    latest = max(t.curve[-1].at_ns if t.curve else t.started_ns for t in mine)
-    return max(1.0, (latest - mine[0].started_ns) / paid)
+    return max(1.0, (history.spent_ns - history.trained[0].started_ns) / charged)
 
 
 def _price_ns(action: Sample | Resume, history: HistoryView, cost_ns: int) -> int:

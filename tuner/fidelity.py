@@ -338,5 +338,5 @@ def _affordable(history: HistoryView, epochs: int) -> float:
     costs = [o.device_ns for t in history.own for o in t.curve]
     if history.budget_ns is None or not costs:
         return math.inf
-    left_ns = max(0, history.budget_ns - sum(costs))
+    left_ns = max(0, history.budget_ns - history.charged_ns)
     return left_ns // max(1, min(costs) * epochs) + 1

@@ -24,9 +24,13 @@ from tuner.importance import (
 from tuner.progress import at, progress
 from tuner.report import Outcome, lines_of, main_knobs
 from tuner.space import Choice, Domain, Float, Int, SearchSpace
+from tuner.trial import Trial, TrialState
 
 # Okabe and Ito's colours, told apart by colour-blind eyes as well.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+
+_POINT: dict[str, Any] = {"markersize": 5, "markeredgewidth": 0}
+_RING: dict[str, Any] = {"markersize": 3.4, "markeredgewidth": 0.8, "markerfacecolor": "none"}
 
 
 def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) -> None:
@@ -46,13 +50,20 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
         _draw_lines(axes, [o for o in outcomes if o.row.searcher == name], colours[name], floor)
     axes.set_xlabel(unit)
     axes.set_ylabel("validation accuracy")
-    axes.set_title("best so far (line) and every trial (points)", loc="left", fontsize=11)
+    short = any(_is_short(t) for o in outcomes for t in o.history.trained)
+    rings = "; rings did not get to the end" if short else ""
+    axes.set_title(f"best so far (line) and every trial (points{rings})", loc="left", fontsize=11)
     axes.set_ylim(bottom=floor)
-    axes.legend(loc="lower right", frameon=False)
+    # Beside the axes: there is no corner of them that trials may not fill.
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
     _draw_probes(bottom, names, outcomes, floor)
     for one in figure.findobj(Axes):
         one.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def _is_short(trial: Trial) -> bool:
+    return trial.state is not TrialState.COMPLETED
 
 
 def _interesting_floor(outcomes: Sequence[Outcome]) -> float:
@@ -66,17 +77,18 @@ def _interesting_floor(outcomes: Sequence[Outcome]) -> float:
 def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: float) -> None:
     name = outcomes[0].row.searcher
     for outcome in outcomes:
-        done = [t for t in outcome.history.trained if t.score is not None]
-        axes.plot(
-            [to_minutes(t.curve[-1].at_ns) for t in done],
-            [max(t.score or 0.0, floor) for t in done],
-            "o",
-            color=colour,
-            alpha=0.45 / len(outcomes) ** 0.5,
-            markersize=5,
-            markeredgewidth=0,
-            clip_on=False,
-        )
+        scored = [t for t in outcome.history.trained if t.score is not None]
+        for is_short, marker in ((False, _POINT), (True, _RING)):
+            done = [t for t in scored if _is_short(t) is is_short]
+            axes.plot(
+                [to_minutes(t.curve[-1].at_ns) for t in done],
+                [max(t.score or 0.0, floor) for t in done],
+                "o",
+                color=colour,
+                alpha=0.45 / len(outcomes) ** 0.5,
+                clip_on=False,
+                **marker,
+            )
     lines = lines_of(outcomes)[name]
     ends = [to_minutes(sum(o.ledger.values())) for o in outcomes]
     grid = np.linspace(0, max(ends), 400)
@@ -118,7 +130,12 @@ def _draw_probes(
         others = [t for t in trials if t.score is None]
         place = [_place(space, k, [t.config[k] for t in scored]) for k in (x, y)]
         shown = panel.scatter(
-            *place, c=[t.score for t in scored], s=42, edgecolors="white", linewidths=0.6, **span
+            *place,
+            c=[t.score for t in scored],
+            s=[14 if _is_short(t) else 42 for t in scored],
+            edgecolors="white",
+            linewidths=0.6,
+            **span,
         )
         crosses = [_place(space, k, [t.config[k] for t in others]) for k in (x, y)]
         panel.plot(*crosses, "x", color="#999999", markersize=6, label="no score")
@@ -226,8 +243,8 @@ def _draw_scores(
         y = np.maximum(y.astype(float), floor)
         whole = np.array([epoch in k or epoch == 0 for k in known], dtype=bool)
         style["alpha"] = min(0.65, 12 / (len(x) + 1) ** 0.5)
-        panel.plot(*(x[whole], y[whole], "o"), ms=4, mew=0, label=name, **style)
-        panel.plot(*(x[~whole], y[~whole], "o"), ms=3.4, mew=0.8, mfc="none", **style)
+        panel.plot(*(x[whole], y[whole], "o"), label=name, **_POINT, **style)
+        panel.plot(*(x[~whole], y[~whole], "o"), **_RING, **style)
 
 
 def _draw_cells(panel: Axes, cells: Sequence[Cell], floor: float) -> None:

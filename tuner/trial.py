@@ -159,6 +159,8 @@ class HistoryView:
         self._best: Trial | None = None
         self._epochs = 0
         self._epochs_ns = 0
+        self._partial_ns = 0
+        self._reading_ns = 0  # the latest of the run's device time
         self._begun: Counter[str] = Counter()  # trainings of each configuration
 
     def __len__(self) -> int:
@@ -224,6 +226,19 @@ class HistoryView:
     def epochs_seen(self) -> int:
         """How many epochs all trials of this search itself have finished."""
         return self._epochs
+
+    @property
+    def charged_ns(self) -> int:
+        """Device time that was charged to trials of this search, broken-off epochs included."""
+        return self._epochs_ns + self._partial_ns
+
+    @property
+    def spent_ns(self) -> int:
+        """Device time that this search has spent, as far as its trials show it.
+
+        What was charged to no trial shows in the reading of the meter at the next event.
+        """
+        return max(self.charged_ns, self._reading_ns)
 
     @property
     def mean_epoch_ns(self) -> int | None:
@@ -296,11 +311,14 @@ class History(HistoryView):
     def _begin(self, trial: Trial) -> None:
         if not trial.source:
             self._begun[config_text(trial.config)] += 1
+            self._partial_ns += trial.partial_ns
+            self._reading_ns = max(self._reading_ns, trial.started_ns)
 
     def _count(self, trial: Trial, observation: Observation) -> None:
         if not trial.source:
             self._epochs += 1
             self._epochs_ns += observation.device_ns
+            self._reading_ns = max(self._reading_ns, observation.at_ns)
 
     def _open_trial(self, number: int) -> Trial:
         if not 0 <= number < len(self._trials):
@@ -310,6 +328,8 @@ class History(HistoryView):
         return self._trials[number]
 
     def _place(self, trial: Trial) -> Trial:
+        if not trial.source:
+            self._partial_ns += trial.partial_ns - self._trials[trial.number].partial_ns
         self._trials[trial.number] = trial
         if trial.state.is_final:
             self._open.pop(trial.number, None)

@@ -156,7 +156,7 @@ def _insured(history: HistoryView, first_rung: int, start: int) -> Trial | None:
     """
     first = history.own[:start]
     late = sum(o.device_ns for t in first for o in t.curve if o.epoch > first_rung)
-    if late >= _INSURED * sum(t.device_ns for t in history.own):
+    if late >= _INSURED * history.charged_ns:
         return None
     return next((t for t in first if t.state is TrialState.PAUSED and t.curve), None)
 
@@ -189,8 +189,7 @@ class _Price:
         )
         if not history.budget_ns:
             return cls(full, costs, 1.0)
-        spent = sum(t.device_ns + t.partial_ns for t in history.own)
-        return cls(full, costs, max(0.0, 1 - spent / history.budget_ns))
+        return cls(full, costs, max(0.0, 1 - history.spent_ns / history.budget_ns))
 
     def of_new(self, outlook: Outlook, units: Units) -> NDArray[np.float64]:
         """The acquisition of beginning with each of m configurations, m."""
