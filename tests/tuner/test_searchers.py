@@ -238,15 +238,17 @@ def test_the_start_is_the_scrambled_sobol_sequence():
     np.testing.assert_allclose(REAL.to_unit([t.config for t in history]), expected, atol=1e-12)
 
 
-def test_scores_are_clamped_just_under_the_median():
+def test_scores_are_clamped_just_under_the_median_of_the_first():
     from tuner.searchers.surrogate import shown_scores
 
-    # 0.1, 0.6, 0.8, 0.9 -> median 0.7, best 0.9, floor 0.7 - 0.15 * 0.2 = 0.67.
-    shown = shown_scores(np.array([0.8, 0.1, 0.9, 0.6]))
-    np.testing.assert_allclose(shown, [0.8, 0.67, 0.9, 0.67])
-    # By the latest scores alone: median 0.85, best 0.9, floor 0.85 - 0.15 * 0.05.
-    shown = shown_scores(np.array([0.8, 0.1, 0.9, 0.6]), np.array([0.8, 0.9]))
-    np.testing.assert_allclose(shown, [0.8425, 0.8425, 0.9, 0.8425])
+    # The first: 0.1, 0.6, 0.8, 0.9 -> median 0.7, best 0.9, floor 0.7 - 0.15 * 0.2 = 0.67.
+    scores = np.array([0.8, 0.1, 0.9, 0.6])
+    np.testing.assert_allclose(shown_scores(scores, scores), [0.8, 0.67, 0.9, 0.67])
+    # What a search finds where scores are high does not lift the floor: best 0.91, median 0.7.
+    late = np.concatenate([scores, np.full(50, 0.91)])
+    np.testing.assert_allclose(shown_scores(late, scores)[:4], [0.8, 0.6685, 0.9, 0.6685])
+    # Where all are alike they are shown as they are.
+    np.testing.assert_array_equal(shown_scores(np.full(3, 0.5), np.full(3, 0.5)), np.full(3, 0.5))
 
 
 def fitted_posterior():
@@ -262,18 +264,22 @@ def fitted_posterior():
 
 def textbook(x, y, model, star):
     """Posterior mean and covariance, K(x*, X) (K + s^2 I)^-1 y and so on, worked out in numpy."""
-    epochs, knobs = model.covar_module.base_kernel.kernels
-    epoch_scale = float(epochs.lengthscale.detach())
-    knob_scale = knobs.lengthscale.detach().numpy()
-    size = float(model.covar_module.outputscale.detach())
+    alike, sloping = model.covar_module.kernels
+    epochs, knobs = alike.base_kernel.kernels
+    slopes, late_slopes = sloping.base_kernel.kernels
+    epoch_scale, late_scale = (float(k.lengthscale.detach()) for k in (epochs, late_slopes))
+    knob_scale, slope_scale = (k.lengthscale.detach().numpy() for k in (knobs, slopes))
+    size, slope_size = (float(k.outputscale.detach()) for k in (alike, sloping))
     noise = float(model.likelihood.noise.detach())
     mu = float(model.mean_module.constant.detach())
 
     def kernel(a, b):
         r = np.sqrt(5 * (((a[:, None, :2] - b[None, :, :2]) / knob_scale) ** 2).sum(-1))
         matern = (1 + r + r**2 / 3) * np.exp(-r)
-        late = np.exp(-0.5 * ((a[:, None, 2] - b[None, :, 2]) / epoch_scale) ** 2)
-        return size * matern * late
+        apart = (a[:, None, 2] - b[None, :, 2]) ** 2
+        late, late_slope = (np.exp(-0.5 * apart / s**2) for s in (epoch_scale, late_scale))
+        slope = 4 * (a[:, :2] / slope_scale**2) @ b[:, :2].T
+        return size * matern * late + slope_size * slope * late_slope
 
     z = (y - y.mean()) / y.std(ddof=1)
     gram = kernel(x, x) + noise * np.eye(len(x))

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tuner.brackets import rung_epochs
 from tuner.searchers.candidates import maximise, sobol_start
 from tuner.searchers.random import draw_new
-from tuner.searchers.surrogate import FIT_ERRORS, Belief, Outlook, Surrogate, quiet_and_alone
+from tuner.searchers.surrogate import (
+    FIT_ERRORS,
+    SPREAD,
+    Belief,
+    Outlook,
+    Surrogate,
+    quiet_and_alone,
+    start_size,
+)
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
 from tuner.trial import HistoryView, TrialState
@@ -46,8 +55,8 @@ class BayesSearcher:
             except FIT_ERRORS as error:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
-                value, centres = outlook.log_improvement, outlook.centres
-                return maximise(self._space, value, centres, history, seed)[0]
+                value = partial(outlook.log_improvement, spread=SPREAD)
+                return maximise(self._space, value, outlook.centres, history, seed)[0]
         return draw_new(self._space, self._seed, "bayes-fallback", history)
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
@@ -82,11 +91,6 @@ def belief_of(
             return look(history).belief(configs)
         except FIT_ERRORS:
             return None
-
-
-def start_size(space: SearchSpace) -> int:
-    """How many trials are drawn before there is a model."""
-    return max(5, len(space) + 1)
 
 
 def has_model(space: SearchSpace, history: HistoryView) -> bool:

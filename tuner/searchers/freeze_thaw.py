@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 from tuner.brackets import rung_epochs
 from tuner.fidelity import Action, Done, Resume, Sample, Stop, default_min_epochs
 from tuner.searchers.base import SpaceExhausted
-from tuner.searchers.bayes import belief_of, has_model, start_size
+from tuner.searchers.bayes import belief_of, has_model
 from tuner.searchers.candidates import maximise, sobol_start
 from tuner.searchers.random import draw_new
-from tuner.searchers.surrogate import FIT_ERRORS, Belief, Outlook, Surrogate, quiet_and_alone
+from tuner.searchers.surrogate import (
+    FIT_ERRORS,
+    SPREAD,
+    Belief,
+    Outlook,
+    Surrogate,
+    quiet_and_alone,
+    start_size,
+)
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace, Units
 from tuner.trial import HistoryView, Trial, TrialState
@@ -194,7 +202,7 @@ class _Price:
     def of_new(self, outlook: Outlook, units: Units) -> NDArray[np.float64]:
         """The acquisition of beginning with each of m configurations, m."""
         price: NDArray[np.float64] = np.log(self.full) + self.cooling * self.costs.log_cost(units)
-        return outlook.log_improvement(units) - price
+        return outlook.log_improvement(units, SPREAD) - price
 
     def of_paused(self, trials: Sequence[Trial], outlook: Outlook) -> NDArray[np.float64]:
         """The acquisition of going on with each of these, k."""
@@ -204,7 +212,7 @@ class _Price:
         left = np.array([self.full - t.epoch for t in trials], dtype=np.float64)
         log_cost = np.log([max(1.0, t.device_ns / len(t.curve)) for t in trials])
         price = np.log(left) + self.cooling * log_cost
-        return outlook.log_improvement(units) - price
+        return outlook.log_improvement(units, SPREAD) - price
 
 
 @dataclass(frozen=True)

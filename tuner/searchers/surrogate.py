@@ -1,7 +1,8 @@
 """The model of the model-based searchers: a Gaussian process over knobs and epochs.
 
-Notation: n data, d knobs, m points to predict. A point is d coordinates of a configuration (an
-option is its index) and one of an epoch, log(epoch) / log(full length). Tensors are float64.
+Notation: n data, d knobs, m points to predict. A point is d coordinates of a configuration, from
+-0.5 to 0.5 (an option is its index), and one of an epoch, log(epoch) / log(full length). Tensors
+are float64.
 """
 
 from __future__ import annotations
@@ -33,11 +34,24 @@ with warnings.catch_warnings():  # linear_operator compiles a few functions the 
     from botorch.models import SingleTaskGP
     from botorch.models.kernels import CategoricalKernel
     from gpytorch.constraints import GreaterThan
-    from gpytorch.kernels import Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
+    from gpytorch.kernels import (
+        Kernel,
+        MaternKernel,
+        ProductKernel,
+        RBFKernel,
+        ScaleKernel,
+    )
     from gpytorch.mlls import ExactMarginalLogLikelihood
     from gpytorch.priors import LogNormalPrior
     from linear_operator.utils.cholesky import psd_safe_cholesky
     from linear_operator.utils.errors import NanError, NotPSDError
+
+SPREAD = 3.0
+"""By what the standard deviation is multiplied where it is decided where to look next.
+
+Fitted hyperparameters are taken for the truth, and with few data they are not: the process is too
+sure of itself, and a search that believes it stays where it is.
+"""
 
 CLAMP = 0.15
 """How far under the median, in units of best - median, the surrogate is shown scores to be.
@@ -69,11 +83,13 @@ class Data:
         points: n x (d + 1).
         scores: n.
         trials: whose each of them is, n.
+        start: how many trials come before a model chooses any.
     """
 
     points: Tensor
     scores: NDArray[np.float64]
     trials: NDArray[np.int64]
+    start: int
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -81,7 +97,8 @@ class Data:
     def shown(self, m: int) -> Tensor:
         """What the process is shown of the first m scores, m: see `shown_scores`."""
         latest = dict(zip(self.trials[:m].tolist(), self.scores[:m].tolist(), strict=True))
-        return torch.from_numpy(shown_scores(self.scores[:m], np.array(list(latest.values()))))
+        first = np.array(list(latest.values()))[: self.start]
+        return torch.from_numpy(shown_scores(self.scores[:m], first))
 
 
 class Surrogate:
@@ -99,9 +116,10 @@ class Surrogate:
 
     def points(self, units: NDArray[np.float64], epochs: Any, full: int) -> Tensor:
         """The model's points, `m x (d + 1)`, at `m x d` unit coordinates and m (or one) epochs."""
-        x = np.array(units, dtype=np.float64).reshape(-1, len(self.space))
+        units = np.asarray(units, dtype=np.float64).reshape(-1, len(self.space))
+        x = units - 0.5
         for i in self.choices:
-            x[:, i] = np.floor(x[:, i] * len(list(self.space.values())[i].options))  # type: ignore[union-attr]
+            x[:, i] = np.floor(units[:, i] * len(list(self.space.values())[i].options))  # type: ignore[union-attr]
         at = np.broadcast_to(np.log(epochs) / math.log(max(2, full)), (len(x),))
         return torch.from_numpy(np.column_stack([x, at]))
 
@@ -129,7 +147,7 @@ class Surrogate:
         epochs = np.array([row[2] for row in rows], dtype=np.float64)
         scores = np.array([row[3] for row in rows], dtype=np.float64)
         trials = np.array([row[1] for row in rows], dtype=np.int64)
-        return Data(self.points(units, epochs, full), scores, trials)
+        return Data(self.points(units, epochs, full), scores, trials, start_size(self.space))
 
     def posterior(self, data: Data) -> Posterior:
         """The process given all data, its hyperparameters fitted to the first m of them.
@@ -234,10 +252,14 @@ class Outlook:
         """The model's points at the full length, `m x (d + 1)`."""
         return self._surrogate.points(units, self._full, self._full)
 
-    def log_improvement(self, units: Units) -> NDArray[np.float64]:
-        """Log of the expected improvement times the chance that it can be had, m."""
+    def log_improvement(self, units: Units, spread: float = 1.0) -> NDArray[np.float64]:
+        """Log of the expected improvement times the chance that it can be had, m.
+
+        As if the standard deviation of the improvement were `spread` times what it is.
+        """
         points = self.points(units)
-        value = log_expected_improvement(*self.believed.gap(points, self.incumbent))
+        mean, sd = self.believed.gap(points, self.incumbent)
+        value = log_expected_improvement(mean, spread * sd)
         if self._feasible is None:
             return value
         # Constrained expected improvement (Gardner et al., 2014, equation 5).
@@ -369,34 +391,32 @@ def fitted_size(n: int) -> int:
     return size
 
 
-def shown_scores(
-    scores: NDArray[np.float64], latest: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
+def start_size(space: SearchSpace) -> int:
+    """How many trials are drawn before there is a model."""
+    return max(5, len(space) + 1)
+
+
+def shown_scores(scores: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
     """What the surrogate is shown, n values: scores clamped from below at a floor.
 
-    The floor is median - CLAMP (best - median) of the latest scores (of all, where those are not
-    given); see CLAMP for why.
+    The floor is median - CLAMP (best - median), the best of all, the median of the first trials
+    alone: those were drawn, and show what is usual. A search that does its work comes back to
+    where scores are high, and the median of all would rise until the noise is all that is shown.
     """
-    basis = scores if latest is None else latest
-    best, median = float(np.max(basis)), float(np.median(basis))
-    return np.maximum(scores, median - CLAMP * (best - median))
+    best, median = float(np.max(scores)), float(np.median(first))
+    return np.maximum(scores, min(median, best) - CLAMP * max(0.0, best - median))
 
 
 def make_kernel(d: int, choices: list[int]) -> Kernel:
-    """Of knobs times of epochs; the knobs' lengthscales have a prior that widens with d.
+    """What is alike in any way, and what a slope in each ordered knob says of the far end.
 
-    The prior is BoTorch's dimension-scaled one (Hvarfner et al., 2024). The epochs' kernel says
-    how much of a curve's end is known from its beginning.
+    A product of kernels of knobs and of epochs, whose lengthscales have a prior that widens with
+    d, BoTorch's dimension-scaled one (Hvarfner et al., 2024); and linear functions of the ordered
+    knobs. Without the slopes a process knows nothing of the corners of a large space, where
+    optima often are. The epochs' kernel says how much of a curve's end is known from its beginning.
     """
     ordered = tuple(i for i in range(d) if i not in choices)
-    epoch_prior = LogNormalPrior(0.0, 1.0)
-    parts: list[Kernel] = [
-        RBFKernel(
-            active_dims=(d,),
-            lengthscale_prior=epoch_prior,
-            lengthscale_constraint=GreaterThan(5e-2, initial_value=1.0),
-        )
-    ]
+    parts: list[Kernel] = [_epochs_kernel(d)]
     if ordered:
         prior = LogNormalPrior(math.sqrt(2) + math.log(d) / 2, math.sqrt(3))
         parts.append(
@@ -415,10 +435,46 @@ def make_kernel(d: int, choices: list[int]) -> Kernel:
                 lengthscale_constraint=GreaterThan(1e-6),
             )
         )
-    return ScaleKernel(
+    kernel: Kernel = ScaleKernel(
         ProductKernel(*parts),
         outputscale_prior=LogNormalPrior(0.0, 1.0),
         outputscale_constraint=GreaterThan(1e-4, initial_value=1.0),
+    )
+    if ordered:
+        slopes = _Slopes(
+            ard_num_dims=len(ordered),
+            active_dims=ordered,
+            lengthscale_prior=LogNormalPrior(math.sqrt(2), 1.0),
+            lengthscale_constraint=GreaterThan(5e-2, initial_value=2.0),
+        )
+        kernel = kernel + ScaleKernel(
+            slopes * _epochs_kernel(d),
+            outputscale_prior=LogNormalPrior(-1.0, 1.0),
+            outputscale_constraint=GreaterThan(1e-4, initial_value=math.exp(-1.0)),
+        )
+    return kernel
+
+
+class _Slopes(Kernel):  # type: ignore[misc]  # GPyTorch says nothing of its types
+    """Linear functions through the middle of the space: k(x, z) = sum_j 4 x_j z_j / l_j^2.
+
+    GPyTorch's LinearKernel is the same with other parameters, and cannot be pickled.
+    """
+
+    has_lengthscale = True
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
+        """`n x m` for `n x d` and `m x d`, or the n of the diagonal."""
+        a, b = 2 * x1 / self.lengthscale, 2 * x2 / self.lengthscale
+        covariance: Tensor = (a * b).sum(-1) if diag else a @ b.transpose(-1, -2)
+        return covariance
+
+
+def _epochs_kernel(d: int) -> Kernel:
+    return RBFKernel(
+        active_dims=(d,),
+        lengthscale_prior=LogNormalPrior(0.0, 1.0),
+        lengthscale_constraint=GreaterThan(5e-2, initial_value=1.0),
     )
 
 

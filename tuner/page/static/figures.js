@@ -10,7 +10,7 @@ const Figures = (() => {
   const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#fee838"];
   const SYMBOLS = {
     RUNNING: "circle-open",
-    PAUSED: "circle-open",
+    PAUSED: "square-open",
     STOPPED: "diamond-open",
     INFEASIBLE: "x-thin",
     FAILED: "x-thin",
@@ -314,7 +314,7 @@ const Figures = (() => {
     const range = scoreAxis(film, groups, top);
     const title = (text) => ({ text: escape(text), standoff: 8, font: { color: theme.ink, size: 12 } });
     const layout = {
-      margin: { l: 58, r: 72, t: 12, b: 46 },
+      margin: { l: 58, r: roomFor(groups), t: 12, b: 46 },
       xaxis: { ...axis, title: title(film.unit), range: [0, Film.length(film)] },
       yaxis: { ...axis, title: title(film.score_name), range },
       shapes: top === null ? [] : [levelLine(top, theme)],
@@ -384,6 +384,9 @@ const Figures = (() => {
       },
     ];
   }
+
+  /** Pixels beside the chart for the longest name, and a little for its distance. */
+  const roomFor = (groups) => Math.max(72, ...groups.map(({ name }) => 10 + 7 * name.length));
 
   /** The searchers' names at the ends of their lines, moved apart where those meet. */
   function names(groups, minute, [low, high], theme) {

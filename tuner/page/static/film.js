@@ -86,11 +86,23 @@ const Film = (() => {
   /** A trial as it was then; what is open when its run is over stays as it was left. */
   function probeAt(trial, isRunOver, minute) {
     const isOver = trial.ended !== null && trial.ended <= minute;
-    const state = isOver || isRunOver ? trial.state : "RUNNING";
+    const state = isOver || isRunOver ? trial.state : isPaused(trial, minute) ? "PAUSED" : "RUNNING";
     const seen = trial.curve.filter(([, score, at]) => at <= minute && Number.isFinite(score));
     const last = seen.at(-1);
     const score = last === undefined || SCORELESS.has(state) ? null : last[1];
     return { trial, state, isOver, seen, score, epoch: last ? last[0] : 0 };
+  }
+
+  /** Whether an open trial waits: nothing came of it for more than twice as long as its epochs take. */
+  function isPaused({ curve, started, state }, minute) {
+    const times = [started, ...curve.map(([, , at]) => at)];
+    const next = times.findIndex((at) => at > minute);
+    if (next === -1) return state === "PAUSED";
+    if (next === 1) return false;
+    const gaps = times.slice(1).map((at, i) => at - times[i]);
+    const epoch = Math.min(...gaps);
+    // Its last epoch in good time is training again.
+    return gaps[next - 1] > 2 * epoch && minute < times[next] - epoch;
   }
 
   function spentAt(run, minute) {
