@@ -259,7 +259,7 @@ def test_killed_at_any_commit_a_search_of_a_finite_space_ends_as_its_twin(tmp_pa
 @pytest.mark.parametrize("name", MODELS)
 def test_killed_now_and_then_a_search_with_a_model_ends_as_its_twin(tmp_path, name):
     landscape = RandomCosts(9, 50)
-    twin = check_every_resume(tmp_path, name, landscape, budget_ns=1_400, slots=2, seed=1, step=40)
+    twin = check_every_resume(tmp_path, name, landscape, budget_ns=2_000, slots=2, seed=1, step=60)
     assert len(twin.history) > 10
     check_stops(twin, str(Entry.parse(name)), 2)
     check_curves(twin, landscape, 1)

@@ -27,14 +27,12 @@ from tuner.searchers.surrogate import (
     Outlook,
     Surrogate,
     quiet_and_alone,
-    start_size,
 )
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace, Units
 from tuner.trial import HistoryView, Trial, TrialState
 
 _MOST_PAUSED = 128
-_INSURED = 0.1  # of the minutes
 _SHRINKAGE = 0.3  # of the cost model's coefficients, in units of data
 
 
@@ -44,12 +42,13 @@ class FreezeThawSearcher:
     A step either begins a configuration, up to the first rung, or takes a paused trial to its
     next rung. Of all that could be done it does what has the highest
 
-        log EI - log(epochs left) - c log(cost of an epoch) + log P(feasible)
+        log EI - log(epochs left) - max(0, log(their cost / what is left of the budget))
+               + log P(feasible)
 
     where EI is the improvement that is expected at the last epoch over the best that is in hand,
-    a new trial has all its epochs left and a paused one what is left of them. An epoch's cost is
-    predicted from those that were paid, and cooled in: c falls from 1 to 0 as the budget is spent
-    (EI-cool; Lee et al., 2020), since what is cheap is soon known, and what is good may be dear.
+    a new trial has all its epochs left and a paused one what is left of them. Their cost, which is
+    predicted from what was paid, only counts where the budget can no longer pay for it: what is
+    cheap is soon known, and what is good may be dear (see this folder's README).
 
     Args:
         space: of the configurations.
@@ -110,9 +109,6 @@ class FreezeThawSearcher:
         ]
         if not has_model(self._space, history):
             return self._start(history, rungs, paused)
-        insured = _insured(history, rungs[0], start_size(self._space))
-        if insured is not None and insured in paused:
-            return _resume(insured, rungs)
         seed = derive_seed(self._seed, "freeze-thaw", len(history), history.epochs_seen)
         with quiet_and_alone(seed):
             try:
@@ -155,37 +151,23 @@ class _Decision:
     fallback: str = ""
 
 
-def _insured(history: HistoryView, first_rung: int, start: int) -> Trial | None:
-    """The trial that goes on whatever it promises, while a tenth of the minutes is not insured.
-
-    Curves cross: what starts slowly may win, and a model that has only seen the ends of what
-    started fast cannot know. The Sobol start is trained to its end in its own order, at a tenth
-    of all minutes: that much, at most, can be lost against training everything to the end.
-    """
-    first = history.own[:start]
-    late = sum(o.device_ns for t in first for o in t.curve if o.epoch > first_rung)
-    if late >= _INSURED * history.charged_ns:
-        return None
-    return next((t for t in first if t.state is TrialState.PAUSED and t.curve), None)
-
-
 def _resume(trial: Trial, rungs: Sequence[int]) -> _Decision:
     return _Decision(Resume(trial.number, next(rung for rung in rungs if rung > trial.epoch)))
 
 
 @dataclass(frozen=True)
 class _Price:
-    """What an improvement costs: the epochs that are left, at what one of them will take.
+    """What an improvement costs: the epochs that are left, and whether they can still be paid.
 
     Attributes:
         full: the length of a whole training.
         costs: of an epoch, predicted.
-        cooling: the share of the budget that is left, 1 where there is no limit.
+        left_ns: of the budget; infinite where there is no limit.
     """
 
     full: int
     costs: CostModel
-    cooling: float
+    left_ns: float
 
     @classmethod
     def of(cls, space: SearchSpace, history: HistoryView, full: int) -> _Price:
@@ -195,24 +177,30 @@ class _Price:
             space.to_unit([t.config for t in paid]),
             np.array([t.device_ns / len(t.curve) for t in paid], dtype=np.float64),
         )
-        if not history.budget_ns:
-            return cls(full, costs, 1.0)
-        return cls(full, costs, max(0.0, 1 - history.spent_ns / history.budget_ns))
+        budget_ns = history.budget_ns
+        return cls(full, costs, max(1, budget_ns - history.spent_ns) if budget_ns else np.inf)
 
     def of_new(self, outlook: Outlook, units: Units) -> NDArray[np.float64]:
         """The acquisition of beginning with each of m configurations, m."""
-        price: NDArray[np.float64] = np.log(self.full) + self.cooling * self.costs.log_cost(units)
-        return outlook.log_improvement(units, SPREAD) - price
+        value = outlook.log_improvement(units, SPREAD)
+        return value - self._log_price(np.array(float(self.full)), self.costs.log_cost(units))
 
     def of_paused(self, trials: Sequence[Trial], outlook: Outlook) -> NDArray[np.float64]:
         """The acquisition of going on with each of these, k."""
         if not trials:
             return np.empty(0)
-        units = outlook.space.to_unit([t.config for t in trials])
+        value = outlook.log_improvement(outlook.space.to_unit([t.config for t in trials]), SPREAD)
         left = np.array([self.full - t.epoch for t in trials], dtype=np.float64)
         log_cost = np.log([max(1.0, t.device_ns / len(t.curve)) for t in trials])
-        price = np.log(left) + self.cooling * log_cost
-        return outlook.log_improvement(units, SPREAD) - price
+        return value - self._log_price(left, log_cost)
+
+    def _log_price(
+        self, epochs: NDArray[np.float64], log_cost: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Of so many epochs at such a cost: their number, times by how much they are too dear."""
+        log_epochs = np.log(epochs)
+        too_dear = np.maximum(0.0, log_epochs + log_cost - np.log(self.left_ns))
+        return np.asarray(log_epochs + too_dear, dtype=np.float64)
 
 
 @dataclass(frozen=True)
