@@ -10,7 +10,6 @@ from tuner.searchers.candidates import maximise, sobol_start
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import (
     FIT_ERRORS,
-    SPREAD,
     Belief,
     Outlook,
     Surrogate,
@@ -21,6 +20,7 @@ from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
 from tuner.trial import HistoryView, TrialState
 
+_SPREAD = 2.0  # see Outlook.log_improvement
 _LADDER = 3  # curves are looked at where their epoch is a third of the next
 
 
@@ -55,7 +55,7 @@ class BayesSearcher:
             except FIT_ERRORS as error:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
-                value = partial(outlook.log_improvement, spread=SPREAD)
+                value = partial(outlook.log_improvement, spread=_SPREAD)
                 return maximise(self._space, value, outlook.centres, history, seed)[0]
         return draw_new(self._space, self._seed, "bayes-fallback", history)
 

@@ -46,13 +46,6 @@ with warnings.catch_warnings():  # linear_operator compiles a few functions the 
     from linear_operator.utils.cholesky import psd_safe_cholesky
     from linear_operator.utils.errors import NanError, NotPSDError
 
-SPREAD = 3.0
-"""By what the standard deviation is multiplied where it is decided where to look next.
-
-Fitted hyperparameters are taken for the truth, and with few data they are not: the process is too
-sure of itself, and a search that believes it stays where it is.
-"""
-
 CLAMP = 0.15
 """How far under the median, in units of best - median, the surrogate is shown scores to be.
 
@@ -255,7 +248,9 @@ class Outlook:
     def log_improvement(self, units: Units, spread: float = 1.0) -> NDArray[np.float64]:
         """Log of the expected improvement times the chance that it can be had, m.
 
-        As if the standard deviation of the improvement were `spread` times what it is.
+        As if the standard deviation of the improvement were `spread` times what it is: fitted
+        hyperparameters are taken for the truth, and with few data they are not. The process is too
+        sure of itself, and a search that believes it stays where it is.
         """
         points = self.points(units)
         mean, sd = self.believed.gap(points, self.incumbent)
