@@ -46,6 +46,7 @@ class Budget:
             raise ValueError(f"a budget must be positive, got {to_minutes(total_ns):g} minutes")
         self.total_ns = total_ns
         self._ledger = dict.fromkeys(Kind, 0)
+        self._spent_ns = 0
         self._reserved: dict[int, int] = {}
 
     @property
@@ -56,7 +57,7 @@ class Budget:
     @property
     def spent_ns(self) -> int:
         """Nanoseconds charged so far: the sum of the ledger."""
-        return sum(self._ledger.values())
+        return self._spent_ns
 
     @property
     def remaining_ns(self) -> int:
@@ -87,6 +88,7 @@ class Budget:
             if ns < 0:
                 raise ValueError(f"device time never runs backwards: {ns} ns of {kind.value}")
             self._ledger[kind] += ns
+            self._spent_ns += ns
         if number is not None and number in self._reserved:
             left = self._reserved[number] - sum(costs.values())
             self._reserved[number] = max(0, left)

