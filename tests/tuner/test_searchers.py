@@ -311,6 +311,22 @@ def test_the_gaussian_process_predicts_as_botorch_does():
     np.testing.assert_allclose(sd, theirs.variance.detach().sqrt().squeeze(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("choices", [[], [0, 2], [0, 1, 2]])
+def test_the_plain_kernel_is_the_one_of_gpytorch(choices):
+    from tuner.searchers.surrogate import make_kernel, plain
+
+    generator = torch.Generator().manual_seed(0)
+    kernel = make_kernel(3, choices).double()
+    for parameter in kernel.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    a, b = (torch.rand(n, 4, generator=generator, dtype=torch.float64) for n in (7, 40))
+    a[:, choices], b[:, choices] = (3 * x[:, choices] // 1 for x in (a, b))
+    expected = kernel(a, b).to_dense().detach()
+    np.testing.assert_allclose(plain(kernel)(a, b), expected, rtol=1e-9)
+    of_itself = plain(kernel)(a[:, None], a[:, None]).flatten()
+    np.testing.assert_allclose(of_itself, kernel(a, diag=True).detach(), rtol=1e-9)
+
+
 def test_measuring_the_incumbent_again_is_no_improvement():
     from tuner.searchers.surrogate import log_expected_improvement
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ with warnings.catch_warnings():  # linear_operator compiles a few functions the 
     from botorch.models.kernels import CategoricalKernel
     from gpytorch.constraints import GreaterThan
     from gpytorch.kernels import (
+        AdditiveKernel,
         Kernel,
         MaternKernel,
         ProductKernel,
@@ -63,6 +65,9 @@ FIT_ERRORS = (
 """What a fit may fail with."""
 
 _CENTRES = 5  # of the local search
+_EXACT = "donot_use_mm_for_euclid_dist"  # the quick way is inexact where points are close
+
+Covariance = Callable[[Tensor, Tensor], Tensor]
 _ALONE = threading.RLock()
 # The likelihood is per datum: a relative gain under 1e-3 is far below what n data can tell.
 _FIT_OPTIONS = {"ftol": 1e-3, "gtol": 1e-3, "maxiter": 60}
@@ -291,6 +296,7 @@ class Posterior:
         standard: tuple[float, float] | None = None,
     ) -> None:
         self._model, self._points, self._y = model, points, y
+        self._kernel = plain(model.covar_module)
         self.centre, self.scale = standard or (float(y.mean()), float(y.std()) or 1.0)
         with torch.no_grad():
             self.noise_sd = float(model.likelihood.noise.sqrt()) * self.scale
@@ -308,7 +314,7 @@ class Posterior:
             cross = self._kernel(points, self._points)  # m x n
             mean = (cross @ self._weights).squeeze(-1) + self._constant
             solved = self._solve(cross)  # n x m
-            variance = self._prior_variance(points) - (solved**2).sum(0)
+            variance = self._variance(points) - (solved**2).sum(0)
         sd = variance.clamp_min(1e-12).sqrt()
         return mean.numpy() * self.scale + self.centre, sd.numpy() * self.scale
 
@@ -324,7 +330,7 @@ class Posterior:
             mean = ((cross - cross_star) @ self._weights).squeeze(-1)
             # One solve for both: the difference's covariance with the data is cross - cross_star.
             solved = self._solve(cross - cross_star)  # n x m
-            prior = self._prior_variance(points) + self._prior_variance(star)
+            prior = self._variance(points) + self._variance(star)
             prior = prior - 2 * self._kernel(points, star).squeeze(-1)
             variance = prior - (solved**2).sum(0)
         sd = variance.clamp_min(1e-12).sqrt()
@@ -351,14 +357,9 @@ class Posterior:
             (self.centre, self.scale),
         )
 
-    def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        covariance: Any = self._model.covar_module(a, b)
-        dense: Tensor = covariance.to_dense()
-        return dense
-
-    def _prior_variance(self, x: Tensor) -> Tensor:
-        variance: Tensor = self._model.covar_module(x, diag=True)
-        return variance
+    def _variance(self, x: Tensor) -> Tensor:
+        """The prior's, m: a batch of m covariances, each of a point with itself."""
+        return self._kernel(x[:, None], x[:, None]).flatten()
 
     def _solve(self, cross: Tensor) -> Tensor:
         solved: Tensor = torch.linalg.solve_triangular(self._factor, cross.T, upper=False)
@@ -471,6 +472,40 @@ def _epochs_kernel(d: int) -> Kernel:
         lengthscale_prior=LogNormalPrior(0.0, 1.0),
         lengthscale_constraint=GreaterThan(5e-2, initial_value=1.0),
     )
+
+
+def plain(kernel: Kernel) -> Covariance:
+    """A fitted kernel as a function of two sets of points, `… x n x d` and `… x m x d`.
+
+    What it computes is what GPyTorch does, without its bookkeeping for gradients, batches and
+    lazy evaluation, which costs more than the arithmetic where matrices are small.
+    """
+    if isinstance(kernel, ScaleKernel):
+        inner, scale = plain(kernel.base_kernel), kernel.outputscale.detach()
+        return lambda a, b: scale * inner(a, b)
+    if isinstance(kernel, ProductKernel | AdditiveKernel):
+        parts = [plain(part) for part in kernel.kernels]
+        join = torch.mul if isinstance(kernel, ProductKernel) else torch.add
+        return lambda a, b: reduce(join, (part(a, b) for part in parts))
+    at, by = kernel.active_dims, kernel.lengthscale.detach()
+    if isinstance(kernel, CategoricalKernel):
+        return lambda a, b: torch.exp(-((a[..., :, None, at] != b[..., None, :, at]) / by).mean(-1))
+    if isinstance(kernel, _Slopes):
+        return lambda a, b: 4 * (a[..., at] / by**2) @ b[..., at].transpose(-1, -2)
+    correlation = _matern if isinstance(kernel, MaternKernel) else _rbf
+    return lambda a, b: correlation(
+        torch.cdist(a[..., at] / by, b[..., at] / by, compute_mode=_EXACT)
+    )
+
+
+def _matern(r: Tensor) -> Tensor:
+    """Of smoothness 5/2 (Rasmussen and Williams, 2006, equation 4.17)."""
+    r = math.sqrt(5) * r
+    return (1 + r + r**2 / 3) * torch.exp(-r)
+
+
+def _rbf(r: Tensor) -> Tensor:
+    return torch.exp(-(r**2) / 2)
 
 
 def fit(x: Tensor, y: Tensor, choices: list[int]) -> SingleTaskGP:
