@@ -28,10 +28,10 @@ from scripts.rungs_benchmark import rungs
 from scripts.search_benchmark import search
 from scripts.workers import count_cores, describe_machine
 from tuner.budget import to_ns
+from tuner.entry import make_entry
 from tuner.files import write_atomically
 from tuner.race import Run, enter
 from tuner.reader import RunRow
-from tuner.searchers import make_searcher
 from tuner.seeding import derive_seed
 from tuner.verdict import ALPHA, compare
 
@@ -75,11 +75,13 @@ def _replay(job: _Job) -> Run:
         None,
         None,
     )
+    searcher, policy = make_entry(job.searcher, landscape.space, job.seed, epochs=landscape.epochs)
     run = enter(
         None,
         row,
-        make_searcher(job.searcher, landscape.space, job.seed),
+        searcher,
         ReplayRunner(landscape, job.seed),
+        policy=policy,
         is_replay=True,
         on_change=lambda: None,
     )

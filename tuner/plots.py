@@ -54,8 +54,10 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
     rings = "; rings did not get to the end" if short else ""
     axes.set_title(f"best so far (line) and every trial (points{rings})", loc="left", fontsize=11)
     axes.set_ylim(bottom=floor)
-    # Beside the axes: there is no corner of them that trials may not fill.
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    # Outside of the axes: there is no corner of them that trials may not fill.
+    top.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     _draw_probes(bottom, names, outcomes, floor)
     for one in figure.findobj(Axes):
         one.spines[["top", "right"]].set_visible(False)

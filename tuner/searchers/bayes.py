@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from tuner.brackets import rung_epochs
 from tuner.searchers.candidates import maximise, sobol_start
@@ -20,7 +19,7 @@ from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
 from tuner.trial import HistoryView, TrialState
 
-_SPREAD = 2.0  # see Outlook.log_improvement
+_SPREAD = 2.0  # see Outlook
 _LADDER = 3  # curves are looked at where their epoch is a third of the next
 
 
@@ -55,7 +54,7 @@ class BayesSearcher:
             except FIT_ERRORS as error:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
-                value = partial(outlook.log_improvement, spread=_SPREAD)
+                value = outlook.log_improvement
                 return maximise(self._space, value, outlook.centres, history, seed)[0]
         return draw_new(self._space, self._seed, "bayes-fallback", history)
 
@@ -73,7 +72,7 @@ class BayesSearcher:
         # One length of curve has nothing to say of another; where all ended alike, or too few
         # have ended for a model, whatever has been seen of the others is data as well.
         ladder = rung_epochs(1, full, _LADDER) if stops_early or len(ended) < 2 else ()
-        return Outlook(self._surrogate, history, full, ladder, in_hand=False)
+        return Outlook(self._surrogate, history, full, ladder, in_hand=False, spread=_SPREAD)
 
 
 def belief_of(

@@ -32,7 +32,7 @@ from tuner.space import Config, SearchSpace, Units
 from tuner.trial import HistoryView, Trial, TrialState
 
 _MOST_PAUSED = 128
-_SPREAD = 3.0  # see Outlook.log_improvement
+_SPREAD = 3.0  # see Outlook
 _SHRINKAGE = 0.3  # of the cost model's coefficients, in units of data
 
 
@@ -81,7 +81,7 @@ class FreezeThawSearcher:
 
     def _look(self, history: HistoryView) -> Outlook:
         rungs = self._rungs(history)
-        return Outlook(self._surrogate, history, rungs[-1], rungs, in_hand=True)
+        return Outlook(self._surrogate, history, rungs[-1], rungs, in_hand=True, spread=_SPREAD)
 
     def _rungs(self, history: HistoryView) -> Sequence[int]:
         if self._given_rungs is not None:
@@ -182,14 +182,14 @@ class _Price:
 
     def of_new(self, outlook: Outlook, units: Units) -> NDArray[np.float64]:
         """The acquisition of beginning with each of m configurations, m."""
-        value = outlook.log_improvement(units, _SPREAD)
+        value = outlook.log_improvement(units)
         return value - self._log_price(np.array(float(self.full)), self.costs.log_cost(units))
 
     def of_paused(self, trials: Sequence[Trial], outlook: Outlook) -> NDArray[np.float64]:
         """The acquisition of going on with each of these, k."""
         if not trials:
             return np.empty(0)
-        value = outlook.log_improvement(outlook.space.to_unit([t.config for t in trials]), _SPREAD)
+        value = outlook.log_improvement(outlook.space.to_unit([t.config for t in trials]))
         left = np.array([self.full - t.epoch for t in trials], dtype=np.float64)
         log_cost = np.log([max(1.0, t.device_ns / len(t.curve)) for t in trials])
         return value - self._log_price(left, log_cost)

@@ -191,7 +191,8 @@ class Belief:
 
     Attributes:
         mean, sd: of the noise-free score, m each.
-        gap_sd: the standard deviation of its difference from the incumbent's, m.
+        gap_sd: the standard deviation of its difference from the incumbent's, m, as the search
+            takes it: see `spread` of Outlook.
         incumbent_mean: the incumbent's expected score. With these, the expected improvement over
             the incumbent by more than xi is that of a normal variable with mean
             mean - incumbent_mean - xi and standard deviation gap_sd.
@@ -221,6 +222,7 @@ class Outlook:
         ladder: Sequence[int],
         *,
         in_hand: bool,
+        spread: float = 1.0,
     ) -> None:
         """See the class; raises one of FIT_ERRORS.
 
@@ -231,7 +233,11 @@ class Outlook:
             ladder: as `Surrogate.data` takes it.
             in_hand: whether the incumbent is what a trial has reached, at its last epoch, and not
                 what it would be expected to reach at the full length.
+            spread: how much wider an improvement's standard deviation is taken to be. Fitted
+                hyperparameters are taken for the truth, and with few data they are not. The
+                process is too sure of itself, and a search that believes it stays where it is.
         """
+        self._spread = spread
         self._surrogate, self._full, self.space = surrogate, full, surrogate.space
         self.posterior = surrogate.posterior(surrogate.data(history, full, ladder))
         self.believed = self.posterior.believing(_in_flight(surrogate, history, full))
@@ -250,16 +256,10 @@ class Outlook:
         """The model's points at the full length, `m x (d + 1)`."""
         return self._surrogate.points(units, self._full, self._full)
 
-    def log_improvement(self, units: Units, spread: float = 1.0) -> NDArray[np.float64]:
-        """Log of the expected improvement times the chance that it can be had, m.
-
-        As if the standard deviation of the improvement were `spread` times what it is: fitted
-        hyperparameters are taken for the truth, and with few data they are not. The process is too
-        sure of itself, and a search that believes it stays where it is.
-        """
+    def log_improvement(self, units: Units) -> NDArray[np.float64]:
+        """Log of the expected improvement times the chance that it can be had, m."""
         points = self.points(units)
-        mean, sd = self.believed.gap(points, self.incumbent)
-        value = log_expected_improvement(mean, spread * sd)
+        value = log_expected_improvement(*self._gap(points))
         if self._feasible is None:
             return value
         # Constrained expected improvement (Gardner et al., 2014, equation 5).
@@ -269,9 +269,13 @@ class Outlook:
     def belief(self, configs: Sequence[Config]) -> Belief:
         """What the model makes of m configurations."""
         points = self.points(self._surrogate.space.to_unit(configs))
-        gap, gap_sd = self.believed.gap(points, self.incumbent)
+        gap, gap_sd = self._gap(points)
         best = float(self.believed.mean_sd(self.incumbent[None])[0][0])
         return Belief(gap + best, self.posterior.mean_sd(points)[1], gap_sd, best)
+
+    def _gap(self, points: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        mean, sd = self.believed.gap(points, self.incumbent)
+        return mean, self._spread * sd
 
 
 def _in_flight(surrogate: Surrogate, history: HistoryView, full: int) -> Tensor:

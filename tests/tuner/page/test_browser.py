@@ -135,6 +135,23 @@ def test_a_race_on_bumpy(watched, demo):
     } == set()
 
 
+def test_a_trial_that_waits_is_shown_as_paused(watched, demo):
+    page = watched.page
+    page.goto(demo)
+    page.wait_for_selector("#run")
+    # It trains to minute 2, waits to minute 7, and waits again from minute 9 on.
+    states = page.evaluate(
+        """() => {
+          const curve = [[1, 0.5, 1], [2, 0.6, 2], [3, 0.7, 8], [4, 0.8, 9]];
+          const trial = { number: 0, started: 0, ended: null, state: "PAUSED", curve };
+          const ledger = { train: 9, evaluate: 0, warm_up: 0, checkpoint: 0, search: 0, lost: 0 };
+          const entry = { run: { spent: 10, ledger }, trials: [trial], isClosed: false };
+          return [0.5, 1.5, 5, 7.5, 9.5].map((at) => Film.lookAt(entry, at).probes[0].state);
+        }"""
+    )
+    assert states == ["RUNNING", "RUNNING", "PAUSED", "RUNNING", "PAUSED"]
+
+
 def test_what_bayes_thinks(watched, demo):
     page = watched.page
     page.goto(demo)
