@@ -39,7 +39,9 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
     figure = Figure(figsize=(max(9.0, 3.6 * len(names)), 8.2), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))  # type: ignore[misc]
+    # The legend has a strip of its own: there is no corner of the axes that trials may not fill.
+    strip = 0.07 * (1 + -(-len(names) // 4))
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.15, strip, 1))  # type: ignore[misc]
     colours = {n: COLOURS[i % len(COLOURS)] for i, n in enumerate(names)}
     seeds = len({o.row.seed for o in outcomes})
     axes, ranks = top.subplots(1, 2, width_ratios=(2, 1)) if seeds > 1 else (top.subplots(), None)
@@ -54,9 +56,13 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
     rings = "; rings did not get to the end" if short else ""
     axes.set_title(f"best so far (line) and every trial (points{rings})", loc="left", fontsize=11)
     axes.set_ylim(bottom=floor)
-    # Outside of the axes: there is no corner of them that trials may not fill.
-    top.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    middle.legend(
+        *axes.get_legend_handles_labels(),
+        loc="center",
+        ncols=4,
+        frameon=False,
+        title=f"median and quartiles of {seeds} seeds" if seeds > 1 else None,
+        title_fontsize=9,
     )
     _draw_probes(bottom, names, outcomes, floor)
     for one in figure.findobj(Axes):
@@ -89,6 +95,7 @@ def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: flo
                 color=colour,
                 alpha=0.45 / len(outcomes) ** 0.5,
                 clip_on=False,
+                in_layout=False,  # unclipped points that are not there would have a place in it
                 **marker,
             )
     lines = lines_of(outcomes)[name]
@@ -96,9 +103,8 @@ def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: flo
     grid = np.linspace(0, max(ends), 400)
     values = np.array([at(line, grid) for line in lines])  # seeds x 400
     known = ~np.isnan(values).any(0)
-    label = name if len(lines) == 1 else f"{name}, median and quartiles of {len(lines)}"
     middle = np.median(values, 0)
-    axes.plot(grid[known], middle[known], color=colour, linewidth=2.4, label=label)
+    axes.plot(grid[known], middle[known], color=colour, linewidth=2.4, label=name)
     if len(lines) > 1:
         low, high = np.quantile(values[:, known], [0.25, 0.75], axis=0)
         axes.fill_between(grid[known], low, high, color=colour, alpha=0.15, linewidth=0)
@@ -145,7 +151,8 @@ def _draw_probes(
         if best is not None:
             spot = [_place(space, k, [best.config[k]]) for k in (x, y)]
             panel.plot(*spot, "*", color="#D55E00", markersize=17, markeredgecolor="white")
-        panel.set_title(f"{name}: {len(trials)} trials", loc="left", fontsize=11)
+        size = 11 if len(name) < 20 else 8
+        panel.set_title(f"{name}: {len(trials)} trials", loc="left", fontsize=size)
         panel.set_xlabel(x)
         _scale(panel, "x", space[x])
         _scale(panel, "y", space[y])
