@@ -43,7 +43,7 @@ class Confirming:
         action = self._inner.next_action(history)
         if isinstance(action, Stop):
             return action
-        groups, cost_ns, left_ns = full_trainings(history), training_ns(history), ns_left(history)
+        groups, cost_ns, left_ns = full_trainings(history), training_ns(history), history.left_ns
         if not groups or cost_ns is None or left_ns is None:
             return action
         if history.max_epochs is None:  # that it is complete is seen when it is asked for one more
@@ -206,14 +206,6 @@ def training_ns(history: HistoryView) -> int | None:
     if history.mean_epoch_ns is None or history.max_epochs is None:
         return None
     return history.mean_epoch_ns * history.max_epochs
-
-
-def ns_left(history: HistoryView) -> int | None:
-    """What a search may still spend, less what trials in flight hold back; None: no limit."""
-    if history.budget_ns is None:
-        return None
-    reserved = sum(t.reserved_ns for t in history.running if t.state is TrialState.RUNNING)
-    return history.budget_ns - history.spent_ns - reserved
 
 
 def _overhead(history: HistoryView) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tuner.confirm import ns_left, training_ns
+from tuner.confirm import training_ns
 from tuner.fidelity import Action, Done, FidelityPolicy, Resume, Sample
 from tuner.naming import pick
 from tuner.seeding import derive_seed
@@ -134,7 +134,7 @@ def returned_ns(history: HistoryView, stop: str) -> int | None:
 
     None where it was not to end before its budget.
     """
-    left_ns, cost_ns = ns_left(history), training_ns(history)
+    left_ns, cost_ns = history.left_ns, training_ns(history)
     if stop == "never" or left_ns is None or cost_ns is None:
         return None
     return left_ns if left_ns >= cost_ns else 0

@@ -241,6 +241,14 @@ class HistoryView:
         return max(self.charged_ns, self._reading_ns)
 
     @property
+    def left_ns(self) -> int | None:
+        """What may still be spent, less what trials in flight hold back; None without a limit."""
+        if self.budget_ns is None:
+            return None
+        reserved = sum(t.reserved_ns for t in self.running if t.state is TrialState.RUNNING)
+        return self.budget_ns - self.spent_ns - reserved
+
+    @property
     def mean_epoch_ns(self) -> int | None:
         """Mean device time of an epoch of this search itself; None before the first."""
         return self._epochs_ns // self._epochs if self._epochs else None

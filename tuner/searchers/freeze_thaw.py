@@ -172,13 +172,15 @@ class _Price:
     @classmethod
     def of(cls, space: SearchSpace, history: HistoryView, full: int) -> _Price:
         """As a history shows it."""
-        paid = [t for t in history if t.curve]
+        seen = [t for t in history if t.curve]
+        # What was taken over from elsewhere cost something else there, or nobody knows what.
+        paid = [t for t in seen if not t.source and t.device_ns] or seen
         costs = CostModel.fit(
             space.to_unit([t.config for t in paid]),
             np.array([t.device_ns / len(t.curve) for t in paid], dtype=np.float64),
         )
-        budget_ns = history.budget_ns
-        return cls(full, costs, max(1, budget_ns - history.spent_ns) if budget_ns else np.inf)
+        left_ns = history.left_ns
+        return cls(full, costs, np.inf if left_ns is None else max(1, left_ns))
 
     def of_new(self, outlook: Outlook, units: Units) -> NDArray[np.float64]:
         """The acquisition of beginning with each of m configurations, m."""

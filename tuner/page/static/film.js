@@ -93,14 +93,14 @@ const Film = (() => {
     return { trial, state, isOver, seen, score, epoch: last ? last[0] : 0 };
   }
 
-  /** Whether an open trial waits: nothing came of it for more than twice as long as its epochs take. */
+  /** Whether an open trial waits: nothing comes of it for more than twice as long as usual. */
   function isPaused({ curve, started, state }, minute) {
     const times = [started, ...curve.map(([, , at]) => at)];
     const next = times.findIndex((at) => at > minute);
     if (next === -1) return state === "PAUSED";
     if (next === 1) return false;
     const gaps = times.slice(1).map((at, i) => at - times[i]);
-    const epoch = Math.min(...gaps);
+    const epoch = quantile(gaps, 0.25);
     // Its last epoch in good time is training again.
     return gaps[next - 1] > 2 * epoch && minute < times[next] - epoch;
   }
