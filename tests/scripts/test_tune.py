@@ -231,7 +231,7 @@ def check_ledgers(summary, folder):
 
 def test_a_real_race_on_small_data(tmp_path, real):
     out = tmp_path / "run"
-    process = start(*real, "--budget-minutes", 0.2, "--knobs", "learning_rate,layers", "--out", out)
+    process = start(*real, "--budget-minutes", 0.3, "--knobs", "learning_rate,layers", "--out", out)
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert errors == ""
@@ -291,7 +291,7 @@ def check_proposals(folder):
 
 def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, real):
     out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.2]
+    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.3]
     process = start(*request, "--out", out)
     wait_for_epochs(process, out, 3)
     process.send_signal(signal.SIGINT)
@@ -315,7 +315,7 @@ def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_workers_start_says_how_to_go_on(tmp_path, real, number):
     out = tmp_path / "a [bold] name"
-    process = start(*real, "--budget-minutes", 0.2, "--searchers", "random", "--out", out)
+    process = start(*real, "--budget-minutes", 0.3, "--searchers", "random", "--out", out)
     while not (out / "checkpoints").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -331,7 +331,7 @@ def test_a_signal_while_workers_start_says_how_to_go_on(tmp_path, real, number):
 def test_a_winner_that_changed_is_tested_again(tmp_path, real):
     out = tmp_path / "run"
     request = [*real, "--searchers", "random", "--quiet", "--out", out]
-    assert start(*request, "--budget-minutes", 0.2).wait(timeout=90) == 0
+    assert start(*request, "--budget-minutes", 0.3).wait(timeout=90) == 0
     db = sqlite3.connect(out / "study.sqlite")
     db.execute("UPDATE run SET test_score = 2.0")  # a score that no test can give
     db.commit()
@@ -506,7 +506,7 @@ def test_the_script_runs_from_any_folder(tmp_path):
 
 def test_resuming_a_finished_race_charges_nothing_and_changes_nothing(tmp_path, real):
     out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--budget-minutes", 0.2, "--quiet", "--out", out]
+    request = [*real, "--searchers", "random", "--budget-minutes", 0.3, "--quiet", "--out", out]
     assert start(*request).wait(timeout=90) == 0
     names = ("summary.json", "trials.csv", "curves.csv", "best_config.json")
     before = {name: (out / name).read_bytes() for name in names}
@@ -657,7 +657,7 @@ def test_the_best_are_confirmed_and_a_larger_budget_goes_on_searching(tmp_path):
 
 def test_the_winner_of_real_confirmations_is_tested(tmp_path, real):
     out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--budget-minutes", 0.2, "--confirm", 2]
+    request = [*real, "--searchers", "random", "--budget-minutes", 0.3, "--confirm", 2]
     assert tune(*request, "--quiet", "--out", out).exit_code == 0
     summary = summary_of(out)
     check_ledgers(summary, out)
