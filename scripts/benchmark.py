@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,12 +22,12 @@ from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape, ridge_at
 from scripts.confirm_benchmark import confirm
 from scripts.errors import plain_errors
+from scripts.figures import FOLDER, save
 from scripts.rungs_benchmark import rungs
 from scripts.search_benchmark import search
-from scripts.workers import count_cores, describe_machine
+from scripts.workers import count_cores
 from tuner.budget import to_ns
 from tuner.entry import make_entry
-from tuner.files import write_atomically
 from tuner.race import Run, enter
 from tuner.reader import RunRow
 from tuner.seeding import derive_seed
@@ -111,20 +109,11 @@ def _map(work: Any, jobs: Sequence[_Job], what: str) -> list[float]:
         return list(track(results, what, total=len(jobs), console=console))
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write figures with what they need to be measured again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["scripts/benchmark.py", *sys.argv[1:]])
-    whole = {"command": command, "machine": describe_machine(["cpu"]), **content}
-    write_atomically(path, json.dumps(whole, indent=1) + "\n")
-    console.print(f"The figures are in {path}", markup=False, soft_wrap=True)
-
-
 @app.command()
 def papers(
     seeds: Seeds = 40,
     minutes: Annotated[float, typer.Option(help="Simulated, for each run.")] = 150.0,
-    out: Out = Path("docs/benchmarks"),
+    out: Out = FOLDER,
 ) -> None:
     """Random against grid search as more knobs are idle (Bergstra and Bengio, 2012)."""
     rows = []
@@ -153,7 +142,7 @@ def papers(
             f"{row['random_ahead_by']:9.4f} ± {row['standard_error']:.4f}  {row['p']:.2g}"
         )
     content = {"landscape": "ridge", "minutes": minutes, "seeds": seeds, "rows": rows}
-    _write(out / "papers.json", content)
+    save(out, "papers", content)
     _draw_papers(out / "papers.png", rows, seeds, minutes)
 
 
@@ -189,7 +178,7 @@ def calibration(
     races: Annotated[int, typer.Option(help="How many to simulate.")] = 2_000,
     seeds: Annotated[int, typer.Option(help="In each race.")] = 8,
     minutes: Annotated[float, typer.Option(help="Simulated, for each run.")] = 1.2,
-    out: Out = Path("docs/benchmarks"),
+    out: Out = FOLDER,
 ) -> None:
     """How often a race where there is nothing to find ends in a false verdict.
 
@@ -211,7 +200,7 @@ def calibration(
         f"{rate:.3%}; at most {ALPHA:.0%} is promised"
     )
     content = {"races": races, "seeds": seeds, "minutes": minutes, "alpha": ALPHA}
-    _write(out / "calibration.json", {**content, "false_verdicts": false, "rate": rate})
+    save(out, "calibration", {**content, "false_verdicts": false, "rate": rate})
 
 
 @app.command()
@@ -222,7 +211,7 @@ def replay(
     landscape: Annotated[str, typer.Option(help="Recorded from the same training.")] = (
         "cnn_sample_2d"
     ),
-    out: Out = Path("docs/benchmarks"),
+    out: Out = FOLDER,
 ) -> None:
     """How well a replay foretells real races: the searchers' order, and settings' scores.
 
@@ -270,8 +259,9 @@ def _compare_with_replay(runs: list[Path], landscape: str, out: Path) -> None:
         f"order of searchers: Kendall's tau {tau:.2f}; {len(scores)} settings: Spearman's rho "
         f"{rho:.3f}, median error {100 * statistics.median(errors):.2f} points"
     )
-    _write(
-        out / "replay.json",
+    save(
+        out,
+        "replay",
         {
             "landscape": landscape,
             "best_validation": {n: {"real": real[n], "replayed": replayed[n]} for n in real},

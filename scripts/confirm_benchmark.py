@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,11 +22,11 @@ from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape
 from landscapes.table import Table
 from scripts.errors import plain_errors
-from scripts.workers import count_cores, describe_machine
+from scripts.figures import FOLDER, save
+from scripts.workers import count_cores
 from tuner.budget import Budget
 from tuner.confirm import chosen, expected_score, mean_score, modelled_score, with_confirmations
 from tuner.entry import make_entry
-from tuner.files import write_atomically
 from tuner.scheduler import Recorder, Scheduler
 from tuner.seeding import config_text, derive_seed
 from tuner.space import Config
@@ -180,7 +177,7 @@ def confirm(
     seeds: Annotated[int, typer.Option(help="How many.")] = 24,
     trainings: Annotated[int, typer.Option(help="What a budget buys.")] = 25,
     searchers: Annotated[str, typer.Option(help="Comma-separated.")] = "random,bayes",
-    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("docs/benchmarks"),
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = FOLDER,
 ) -> None:
     """What choosing by repeated trainings or by a model's mean is worth, at equal minutes.
 
@@ -205,15 +202,7 @@ def confirm(
                 rows = [_row(some, name) for name in names]
                 tables.setdefault(searcher, {})[place] = rows
                 _show(searcher, place, rows)
-        content = {
-            "command": shlex.join(["scripts/benchmark.py", *sys.argv[1:]]),
-            "machine": describe_machine(["cpu"]),
-            "seeds": seeds,
-            "trainings": trainings,
-            "points": tables,
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "confirm.json", json.dumps(content, indent=1) + "\n")
+        save(out, "confirm", {"seeds": seeds, "trainings": trainings, "points": tables})
 
 
 def _show(searcher: str, place: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from rich.progress import track
 
 from landscapes.registry import recorded_names
 from scripts.errors import plain_errors
+from scripts.figures import FOLDER
 from scripts.peers import PEERS, require
 from scripts.search_runs import (
     SHARES,
@@ -251,7 +252,7 @@ def search(
     trainings: Annotated[float, typer.Option(min=1.0, help="Full ones that a budget buys.")] = 40.0,
     processes: Annotated[int, typer.Option(min=1, help="At once; they disturb timings.")] = 1,
     again: Annotated[str, typer.Option(help="Entries to measure anew, or `all`.")] = "",
-    out: Annotated[Path, typer.Option(help="Added to.")] = Path("docs/benchmarks/search.json"),
+    out: Annotated[Path, typer.Option(help="Added to.")] = FOLDER / "search.json",
 ) -> None:
     """Searchers and their peers at equal simulated minutes: regret over time, thinking time."""
     with plain_errors("benchmark"):
