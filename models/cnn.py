@@ -1,4 +1,4 @@
-"""A small convolutional network, quick by design, with knobs for width, depth and dropout."""
+"""A small convolutional network, quick by design, with knobs for width and depth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CNN(nn.Module):
     """
 
     def __init__(
-        self, image: tuple[int, int, int], classes: int, *, width: int, layers: int, dropout: float
+        self, image: tuple[int, int, int], classes: int, *, width: int, layers: int
     ) -> None:
         super().__init__()
         channels, height, breadth = image
@@ -32,9 +32,12 @@ class CNN(nn.Module):
             height, breadth = -(-height // stride), -(-breadth // stride)
             channels, out = out, out * 2 if min(height, breadth) > 4 else out
         self.features = nn.Sequential(*blocks)
-        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels * height * breadth, classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, `n x classes`, of images, `n x channels x height x width`."""
-        return self.head(self.dropout(self.features(x).flatten(1)))
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits, `n x classes`, of images, `n x channels x height x width`.
+
+        `keep`, `n x head.in_features`, is dropout's mask with its scale; None where nothing drops.
+        """
+        features = self.features(x).flatten(1)
+        return self.head(features if keep is None else features * keep)

@@ -22,6 +22,7 @@ from torch import Tensor
 from models.cnn import CNN
 from models.data import ImageData, Split
 from models.knobs import Recipe
+from models.noise import epoch_key, keep_factors
 from tuner.seeding import derive_seed
 
 WARM_UP_SHARE = 0.2  # of all steps: the learning rate rises linearly, then falls linearly to zero
@@ -51,18 +52,25 @@ class Precision:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+PLAIN = Precision()
+
+
 class DeviceData:
     """A data set's training and validation images on the device, once, as uint8 tensors."""
 
-    def __init__(self, data: ImageData, device: torch.device) -> None:
+    def __init__(
+        self, data: ImageData, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.device, self.classes, self.flips = device, data.classes, data.flips
+        self.dtype = dtype  # of images, weights and scores
         self.image = (*data.train.images.shape[1:],)
         self.images, self.labels = self.put(data.train)
         self.validation = self.put(data.validation)
         pixels = data.train.images.astype(np.float32)
         shape = (1, -1, 1, 1)
-        self._mean = torch.from_numpy(pixels.mean((0, 2, 3))).reshape(shape).to(device)
-        self._scale = 1 / torch.from_numpy(pixels.std((0, 2, 3))).reshape(shape).to(device)
+        mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+        self._mean = torch.from_numpy(mean).reshape(shape).to(device, dtype)
+        self._scale = 1 / torch.from_numpy(spread).reshape(shape).to(device, dtype)
 
     def put(self, split: Split) -> tuple[Tensor, Tensor]:
         """A split on the device: `n x channels x height x width` uint8, and `n` int64."""
@@ -73,7 +81,7 @@ class DeviceData:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images as floats with mean 0 and variance 1 over the training set."""
-        return (images.float() - self._mean) * self._scale
+        return images.to(self.dtype).sub_(self._mean).mul_(self._scale)
 
 
 class Trainer:
@@ -93,32 +101,28 @@ class Trainer:
         *,
         seed: int,
         epochs: int,
-        precision: Precision = Precision(),
+        precision: Precision = PLAIN,
         augment: bool = False,
     ) -> None:
         self._data, self._recipe, self._seed, self._epochs = data, recipe, seed, epochs
         self._precision, self._augment = precision, augment
-        torch.manual_seed(derive_seed(seed, "init"))
-        network = CNN(
-            data.image,
-            data.classes,
-            width=recipe.width,
-            layers=recipe.layers,
-            dropout=recipe.dropout,
-        )
         layout = torch.channels_last if precision.channels_last else torch.contiguous_format
-        self._network = network.to(data.device, memory_format=layout)
+        self._network = make_network(data, recipe, seed).to(data.device, memory_format=layout)
         self._optimiser = torch.optim.SGD(
             self._network.parameters(),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self._batch_size = min(recipe.batch_size, len(data.labels))
         self.batches = len(data.labels) // self._batch_size
         self.epoch, self.batch = 0, 0  # finished epochs, and batches of the one in progress
-        self._loss = torch.zeros((), device=data.device)  # sum over the epoch in progress
+        self._loss = torch.zeros(
+            (), dtype=data.dtype, device=data.device
+        )  # sum over the epoch in progress
+        self._plan: EpochPlan | None = None  # of the epoch in progress
         self._watch = _LossWatch(data.device)
 
     def run_epoch(self, halt: Callable[[], Halt]) -> float | Halt | None:
@@ -130,11 +134,10 @@ class Trainer:
         data, size = self._data, self._batch_size
         if self.batch == 0:
             self._loss.zero_()
-            torch.manual_seed(derive_seed(self._seed, "dropout", self.epoch))
-        draw = torch.Generator().manual_seed(derive_seed(self._seed, "order", self.epoch))
-        n = len(data.labels)
-        order = torch.randperm(n, generator=draw).to(data.device)
-        moves = self._draw_moves(n, draw) if self._augment else None
+        plan = self._plan or plan_epoch(
+            data, self._recipe, self._seed, self.epoch, self._epochs, self._augment
+        )
+        self._plan = plan
         smoothing = self._recipe.label_smoothing
         self._network.train()
         while self.batch < self.batches:
@@ -142,13 +145,13 @@ class Trainer:
             if asked is not Halt.NO:
                 return asked
             part = slice(self.batch * size, (self.batch + 1) * size)
-            index = order[part]
+            index = plan.order[part]
             images = data.normalise(data.images[index])
-            if moves is not None:
-                images = move(images, moves[part])
-            self._set_learning_rate()
+            if plan.moves is not None:
+                images = move(images, plan.moves[part])
+            self._optimiser.param_groups[0]["lr"] = plan.learning_rates[self.batch]
             with self._precision.autocast(data.device):
-                logits = self._network(self._lay_out(images))
+                logits = self._network(self._lay_out(images), self._draw_mask(plan))
                 loss = F.cross_entropy(logits, data.labels[index], label_smoothing=smoothing)
             self._optimiser.zero_grad()
             loss.backward()
@@ -160,7 +163,7 @@ class Trainer:
         mean = self._loss.item() / self.batches
         if not math.isfinite(mean):
             return None
-        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch, self.batch, self._plan = self.epoch + 1, 0, None
         return mean
 
     def accuracy(
@@ -190,9 +193,6 @@ class Trainer:
             if buffer is not None:
                 arrays[f"momentum.{i}"] = buffer
         arrays["loss"] = self._loss
-        arrays["random.cpu"] = torch.get_rng_state()
-        if self._data.device.type == "cuda":
-            arrays["random.cuda"] = torch.cuda.get_rng_state(self._data.device)
         # Copies: what lies on the CPU already would go on changing with the training.
         host = {k: v.detach().cpu().contiguous().numpy().copy() for k, v in arrays.items()}
         host["progress"] = np.array([self.epoch, self.batch], dtype=np.int64)
@@ -211,10 +211,8 @@ class Trainer:
                 buffer.copy_(tensors[f"momentum.{i}"])
                 self._optimiser.state[parameter]["momentum_buffer"] = buffer
         self._loss.copy_(tensors["loss"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if self._data.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self._data.device)
         self.epoch, self.batch = (int(v) for v in arrays["progress"])
+        self._plan = None
 
     # -- parts of a step -------------------------------------------------------------------------
 
@@ -223,17 +221,58 @@ class Trainer:
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def _set_learning_rate(self) -> None:
-        step = self.epoch * self.batches + self.batch
-        share = (step + 1) / (self._epochs * self.batches + 1)
-        rising, falling = share / WARM_UP_SHARE, (1 - share) / (1 - WARM_UP_SHARE)
-        self._optimiser.param_groups[0]["lr"] = self._recipe.learning_rate * min(rising, falling)
+    def _draw_mask(self, plan: EpochPlan) -> Tensor | None:
+        if self._recipe.dropout == 0:
+            return None
+        device, width = self._data.device, self._network.head.in_features
+        key = torch.tensor([plan.dropout_key], dtype=torch.int32, device=device)
+        batch = torch.tensor([self.batch], device=device)
+        dropout = torch.tensor([self._recipe.dropout], dtype=self._data.dtype, device=device)
+        return keep_factors(key, batch, dropout, self._batch_size, width)[0]
 
-    def _draw_moves(self, n: int, draw: torch.Generator) -> Tensor:
-        """For each image a shift down and right in pixels and whether to mirror, `n x 3`."""
+
+def make_network(data: DeviceData, recipe: Recipe, seed: int) -> CNN:
+    """The network that a trial begins with, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        network = CNN(data.image, data.classes, width=recipe.width, layers=recipe.layers)
+    return network.to(data.dtype)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Everything that an epoch is made of besides the network: a function of (seed, epoch).
+
+    Attributes:
+        order: `n` int64, on the device: the images, batch after batch.
+        moves: `n x 3` on the device, as `move` takes them, in that order; None without augmenting.
+        learning_rates: one for each batch.
+        dropout_key: for `models.noise`.
+    """
+
+    order: Tensor
+    moves: Tensor | None
+    learning_rates: list[float]
+    dropout_key: int
+
+
+def plan_epoch(
+    data: DeviceData, recipe: Recipe, seed: int, epoch: int, epochs: int, augment: bool
+) -> EpochPlan:
+    """Draw an epoch, the `epoch`th from 0 on, of a training laid out over `epochs`."""
+    n = len(data.labels)
+    draw = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    order = torch.randperm(n, generator=draw)
+    moves = None
+    if augment:
         shifts = torch.randint(-_SHIFT, _SHIFT + 1, (n, 2), generator=draw)
-        mirrored = torch.randint(0, 2 if self._data.flips else 1, (n, 1), generator=draw)
-        return torch.cat([shifts, mirrored], 1).to(self._data.device)
+        mirrored = torch.randint(0, 2 if data.flips else 1, (n, 1), generator=draw)
+        moves = torch.cat([shifts, mirrored], 1).to(data.device)
+    batches = n // min(recipe.batch_size, n)
+    shares = (np.arange(epoch * batches, (epoch + 1) * batches) + 1) / (epochs * batches + 1)
+    heights = np.minimum(shares / WARM_UP_SHARE, (1 - shares) / (1 - WARM_UP_SHARE))
+    rates = (recipe.learning_rate * heights).tolist()
+    return EpochPlan(order.to(data.device), moves, rates, epoch_key(seed, epoch))
 
 
 def move(images: Tensor, moves: Tensor) -> Tensor:

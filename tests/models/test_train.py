@@ -116,7 +116,7 @@ LAST = {
 @pytest.mark.parametrize("layers", range(1, 7))
 @pytest.mark.parametrize("width", [1, 4, 9])
 def test_the_network_halves_the_image_and_doubles_its_channels_down_to_4_by_4(image, layers, width):
-    network = CNN(image, 7, width=width, layers=layers, dropout=0.0)
+    network = CNN(image, 7, width=width, layers=layers)
     images = torch.randn(5, *image)
     factor, side = LAST[image][layers - 1]
     assert network.features(images).shape == (5, factor * width, side, side)
@@ -129,18 +129,20 @@ def test_the_network_halves_the_image_and_doubles_its_channels_down_to_4_by_4(im
 
 
 def test_the_network_takes_images_that_are_not_square():
-    network = CNN((2, 28, 17), 3, width=2, layers=5, dropout=0.0)
+    network = CNN((2, 28, 17), 3, width=2, layers=5)
     # 28 x 17 -> 14 x 9 -> 7 x 5 -> 4 x 3, and then it stays; 2, 4, 8, 8, 8 channels.
     assert network.features(torch.randn(2, 2, 28, 17)).shape == (2, 8, 4, 3)
     assert network(torch.randn(2, 2, 28, 17)).shape == (2, 3)
 
 
-def test_dropout_draws_while_training_and_not_while_evaluating():
-    network = CNN((1, 28, 28), 4, width=4, layers=2, dropout=0.5)
+def test_the_head_sees_features_through_the_mask_where_there_is_one():
+    network = CNN((1, 28, 28), 4, width=4, layers=2).eval()
     images = torch.randn(3, 1, 28, 28)
-    assert not torch.equal(network(images), network(images))
-    network.eval()
-    assert torch.equal(network(images), network(images))
+    keep = torch.randint(0, 2, (3, network.head.in_features)) * 2.0
+    features = network.features(images).flatten(1)
+    expected = (features * keep) @ network.head.weight.T + network.head.bias
+    assert torch.allclose(network(images, keep), expected, atol=1e-6)
+    assert torch.equal(network(images, torch.ones_like(keep)), network(images))
 
 
 # -- data on the device ----------------------------------------------------------------------------
@@ -328,7 +330,7 @@ def test_the_loss_is_the_cross_entropy_with_smoothed_labels(smoothing):
     data = small(40, shape=(2, 9, 9), classes=5)
     recipe = Recipe(width=3, layers=2, batch_size=40, label_smoothing=smoothing)
     trainer = Trainer(data, recipe, seed=4, epochs=2)
-    network = CNN((2, 9, 9), 5, width=3, layers=2, dropout=0.0)
+    network = CNN((2, 9, 9), 5, width=3, layers=2)
     weights = {
         name.removeprefix("network."): torch.from_numpy(array.copy())
         for name, array in trainer.state().items()
@@ -452,10 +454,10 @@ def test_accuracy_is_the_share_of_images_that_the_network_gets_right(sample):
     data = DeviceData(
         ImageData("cut", Split(cut.images[:100], cut.labels[:100]), cut, 10, flips=True), CPU
     )
-    recipe = Recipe(width=4, layers=2, batch_size=20, dropout=0.5)
+    recipe = Recipe(width=4, layers=2, batch_size=20)
     trainer = Trainer(data, recipe, seed=0, epochs=1)
     trainer.run_epoch(go_on)
-    network = CNN((1, 28, 28), 10, width=4, layers=2, dropout=0.5).eval()
+    network = CNN((1, 28, 28), 10, width=4, layers=2).eval()
     network.load_state_dict(
         {
             name.removeprefix("network."): torch.from_numpy(array.copy())
