@@ -7,8 +7,9 @@ import os
 import tempfile
 
 DEADLINE = 0  # reading of the monotonic clock, in ns, after which no batch may begin
-INTERRUPT = 1  # not 0 where the worker is to save its trial after the batch in flight, and stop
-YIELD_JOB = 2  # the job that is to end with its epoch in flight
+INTERRUPT = 1  # not 0 where the worker is to save its trials after the batch in flight, and stop
+YIELD = 2  # from here on, one for each place of a worker: the job that is to end with its epoch
+MOST_PLACES = mmap.PAGESIZE // 8 - YIELD
 
 
 class ControlBlock:

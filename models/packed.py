@@ -145,6 +145,11 @@ class Pack:
         lane = self._lane(i)
         return lane.epoch, lane.batch
 
+    def trial(self, i: int) -> tuple[Recipe, int]:
+        """What entered a lane, and its seed."""
+        lane = self._lane(i)
+        return lane.recipe, lane.seed
+
     def _lane(self, i: int) -> _Lane:
         lane = self._lanes[i]
         if lane is None:
@@ -171,16 +176,18 @@ class Pack:
 
         Returns NO, or what `halt` said before a batch, with that batch not begun.
         """
-        steps, asked = 0, Halt.NO
-        for _ in range(min(self._chunk, self._longest_way())):
-            asked = halt()
-            if asked is not Halt.NO:
-                break
-            self._step()
-            steps += 1
-        for lane in filter(None, self._lanes):
-            lane.batch = min(lane.batch + steps, self.batches)
-        return asked
+        steps = 0
+        try:
+            for _ in range(min(self._chunk, self._longest_way())):
+                asked = halt()
+                if asked is not Halt.NO:
+                    return asked
+                self._step()
+                steps += 1
+        finally:
+            for lane in filter(None, self._lanes):
+                lane.batch = min(lane.batch + steps, self.batches)
+        return Halt.NO
 
     def _longest_way(self) -> int:
         """Batches to the end of the epoch, of the lane with most of them before it."""
@@ -216,8 +223,15 @@ class Pack:
         self._graph.replay()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record a step. The steps that warm it up and the recording leave no trace."""
+        """Record a step; what warms it up leaves no trace, even where the memory does not do."""
         kept = [t.clone() for t in self._changing()]
+        try:
+            return self._record()
+        finally:
+            for tensor, before in zip(self._changing(), kept, strict=True):
+                tensor.copy_(before)
+
+    def _record(self) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream(self._data.device)
         stream.wait_stream(torch.cuda.current_stream(self._data.device))
         with torch.cuda.stream(stream):
@@ -225,10 +239,9 @@ class Pack:
                 self._compute()
         torch.cuda.current_stream(self._data.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Packs take turns, and nothing outlives a step but the buffers: one pool of memory for all.
+        with torch.cuda.graph(graph, pool=self._data.graph_pool()):
             self._compute()
-        for tensor, before in zip(self._changing(), kept, strict=True):
-            tensor.copy_(before)
         return graph
 
     def _changing(self) -> list[Tensor]:
@@ -281,10 +294,12 @@ class Pack:
         weights, statistics = self._weights[chosen], self._statistics[chosen]
         right = torch.zeros(len(lanes), dtype=torch.int64, device=self._data.device)
         with torch.inference_mode():
-            for start in range(0, len(labels), _EVALUATION_BATCH):
+            # Of many lanes small batches, so that scoring needs less memory than a step does.
+            size = max(_EVALUATION_BATCH // len(lanes), 2 * self._size)
+            for start in range(0, len(labels), size):
                 if halt() is Halt.DEADLINE:
                     return None
-                part = slice(start, start + _EVALUATION_BATCH)
+                part = slice(start, start + size)
                 with self._precision.autocast(self._data.device):
                     logits = self._net.evaluate(
                         weights, statistics, self._data.normalise(images[part])

@@ -63,6 +63,7 @@ class DeviceData:
     ) -> None:
         self.device, self.classes, self.flips = device, data.classes, data.flips
         self.dtype = dtype  # of images, weights and scores
+        self._graph_pool: Any = None
         self.image = (*data.train.images.shape[1:],)
         self.images, self.labels = self.put(data.train)
         self.validation = self.put(data.validation)
@@ -78,6 +79,11 @@ class DeviceData:
             torch.from_numpy(split.images).to(self.device),
             torch.from_numpy(split.labels).to(self.device),
         )
+
+    def graph_pool(self) -> Any:
+        """The memory that all CUDA graphs on these data share."""
+        self._graph_pool = self._graph_pool or torch.cuda.graph_pool_handle()
+        return self._graph_pool
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images as floats with mean 0 and variance 1 over the training set."""

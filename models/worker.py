@@ -1,43 +1,98 @@
 """The process that trains. One per device on CUDA, one per core on the CPU; never the driver.
 
 `python -m models.worker SOCKET BLOCK` with two inherited file descriptors. Messages are JSON. The
-driver sends a set-up, then one job at a time; the worker answers with what happened, and when by
-the monotonic clock, which on one machine is the same in every process. It dies with its driver.
+driver sends a set-up, has layouts measured, then gives jobs; the worker answers with what happened,
+and when by the monotonic clock, which on one machine is the same in every process. It dies with
+its driver.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
+import queue
 import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from models import checkpoint, data
-from models.control import DEADLINE, INTERRUPT, YIELD_JOB, ControlBlock
+from models.control import DEADLINE, INTERRUPT, YIELD, ControlBlock
+from models.crew import Crew, make_crew
 from models.knobs import Recipe
-from models.train import DeviceData, Halt, Precision, Trainer
+from models.layout import Layout
+from models.messages import receive, send
+from models.packed import Shape
+from models.train import DeviceData, Halt, Precision
 
-MAX_MESSAGE = 1 << 20
-_WARM_UP_BATCHES = 20
+_WARM_UP_STEPS, _TIMED_STEPS = 3, 20
+_TIMED_NS = 500_000_000  # however slow a step is
+_MEMORY_SHARE = 0.85  # of a GPU's memory, which the next wider pack may be expected to take
+
+Arrays = dict[str, NDArray[Any]]
 
 
-def send(connection: Connection, message: dict[str, Any]) -> None:
-    """Send one JSON object."""
-    connection.send_bytes(json.dumps(message).encode())
+@dataclass
+class _Job:
+    """A trial that the driver gave, in its crew and lane."""
+
+    id: int
+    place: int  # which of the worker's words says that it is to yield
+    key: str
+    number: int
+    until: int
+    crew: Crew
+    lane: int
+    spent: dict[str, int] = field(default_factory=dict)  # since its last message, by kind
+
+    def spend(self, kind: str, ns: int) -> None:
+        """Note what the time since the last note went to."""
+        self.spent[kind] = self.spent.get(kind, 0) + ns
 
 
-def receive(connection: Connection) -> dict[str, Any]:
-    """Receive one JSON object; raises EOFError or OSError where the other side is gone."""
-    message: dict[str, Any] = json.loads(connection.recv_bytes(MAX_MESSAGE))
-    return message
+class _Writer:
+    """Writes checkpoints and sends messages behind the training's back, in the order given.
+
+    What a message names is on the disk before it is sent. A trial that goes on trains meanwhile;
+    one that ends holds its place until then, and that is its time too, up to the deadline.
+    """
+
+    def __init__(self, connection: Connection, block: ControlBlock, directory: Path) -> None:
+        self._connection, self._block, self._directory = connection, block, directory
+        self._tasks: queue.Queue[tuple[dict[str, Any], str, Arrays | None]] = queue.Queue(256)
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def put(self, message: dict[str, Any], stem: str = "", arrays: Arrays | None = None) -> None:
+        """Send a message, after its checkpoint, where it has one; waits where too many do."""
+        self._tasks.put((message, stem, arrays))
+
+    def _work(self) -> None:
+        while True:
+            message, stem, arrays = self._tasks.get()
+            try:
+                if arrays is not None:
+                    message["checkpoint"] = checkpoint.save(self._directory, stem, arrays)
+                    if message["ends"]:
+                        self._prolong(message)
+                send(self._connection, message)
+            except Exception as error:
+                give_up(self._connection, error)
+
+    def _prolong(self, message: dict[str, Any]) -> None:
+        """Count the writing; past the deadline the device is not held for it."""
+        at = min(time.monotonic_ns(), max(message["at"], self._block.words[DEADLINE]))
+        spent = message["spent"]
+        spent["checkpoint"] = spent.get("checkpoint", 0) + at - message["at"]
+        message["at"] = at
 
 
 class Worker:
@@ -49,155 +104,301 @@ class Worker:
         self._setup = setup
         self._device = torch.device(setup["device"])
         if self._device.type == "cpu":
-            torch.set_num_threads(1)
             torch.set_flush_denormal(True)  # weights that decayed to next to nothing are slow
         else:
             torch.cuda.set_device(self._device)  # events and streams are of the current device
             torch.backends.cudnn.benchmark = True  # shapes never change within a trial
-        self._epochs: int = setup["epochs"]
         self._directory = Path(setup["directory"])
+        self._writer = _Writer(connection, block, self._directory)
         self._data = DeviceData(data.load(setup["data"], Path(setup["root"])), self._device)
-        self._epoch_ns = 10_000_000_000  # of the last epoch trained; how near a deadline is near
+        self._crews: dict[Shape, list[Crew]] = {}
+        self._jobs: dict[int, _Job] = {}
+        self._shapes: set[Shape] = set()  # of all trials so far
+        self._most_lanes: dict[Shape, int] = {}  # what memory holds, where that was met
+        self._bytes_per_lane = 0
+        self._stretch_ns = 10_000_000_000  # of training without a look around, so far the longest
+        self._take_layout(Layout(**setup["layout"]))
 
     def run(self) -> None:
-        """Warm up, say so, and serve."""
-        precision, batch_ns, batches = self._warm_up()
-        self._send(
-            "ready",
-            epoch_ns=batch_ns * batches,
-            bf16=precision.bf16,
-            channels_last=precision.channels_last,
-        )
+        """Say that it is there, and serve."""
+        self._send({"is": "ready", "device": self._device_name(), "image": self._data.image})
         while True:
             try:
-                job = receive(self._connection)
+                while not self._jobs or self._connection.poll():
+                    self._obey(receive(self._connection))
             except (EOFError, OSError):
                 return
-            if job["do"] == "train":
-                self._train(job)
-            else:
-                self._test(job)
+            for crews in list(self._crews.values()):
+                for crew in list(crews):
+                    if any(job.crew is crew for job in self._jobs.values()):
+                        self._advance(crew)
 
-    def _warm_up(self) -> tuple[Precision, int, int]:
-        """Train a few batches of the default recipe; the precision that is quickest here."""
-        choices = [Precision()]
+    def _obey(self, order: dict[str, Any]) -> None:
+        if order["do"] == "train":
+            self._begin(order)
+        elif order["do"] == "measure":
+            self._measure(Layout(**order["layout"]))
+        else:
+            self._test(order)
+
+    # -- layouts -----------------------------------------------------------------------------------
+
+    def _take_layout(self, layout: Layout) -> None:
+        self._layout = layout
+        self._precision = Precision(layout.bf16, layout.channels_last)
+        self._crews.clear()
+        if self._device.type == "cpu":
+            torch.set_num_threads(layout.threads)
+        else:
+            torch.cuda.empty_cache()
+
+    def _measure(self, layout: Layout) -> None:
+        """Take up a layout and time its steps with the default recipe; it stays taken up."""
+        self._take_layout(layout)
+        recipe = Recipe()
+        step_ns: int | None = None
+        batches = 1
+        if self._has_room(layout.width):
+            try:
+                crew = self._make_crew(Shape.of(recipe), layout.width)
+                lanes = [crew.enter(recipe, seed, None) for seed in range(layout.width)]
+                self._time_steps(crew, _WARM_UP_STEPS)  # compiles, tunes and allocates
+                step_ns = self._time_steps(crew, _TIMED_STEPS)
+                crew.accuracy(lanes, self._data.validation, lambda: Halt.NO)
+                batches = len(self._data.labels) // recipe.batch_size or 1
+            except (torch.OutOfMemoryError, MemoryError):
+                step_ns = None
         if self._device.type == "cuda":
-            choices = [Precision(b, c) for b in (False, True) for c in (False, True)]
-        timed = []
-        for precision in choices:
-            trainer = Trainer(
-                self._data, Recipe(), seed=0, epochs=self._epochs, precision=precision
-            )
-            best = None
-            for _ in range(2):  # the first pass compiles, tunes and allocates
-                count = min(_WARM_UP_BATCHES, trainer.batches - trainer.batch)
-                left = iter([Halt.NO] * count + [Halt.INTERRUPT] * trainer.batches)
-                began = self._now()
-                trainer.run_epoch(lambda left=left: next(left))  # type: ignore[misc]
-                best = (self._now() - began) // max(1, count)
-            trainer.accuracy(self._data.validation)
-            timed.append((best or 1, len(timed), precision, trainer.batches))
-        batch_ns, _, precision, batches = min(timed)
-        return precision, batch_ns, batches
+            self._bytes_per_lane = torch.cuda.max_memory_allocated() // layout.width
+        self._send({"is": "measured", "step_ns": step_ns, "batches": batches})
+
+    def _has_room(self, lanes: int) -> bool:
+        """Whether so many lanes will fit, by what fewer of them took; found without a failure."""
+        if self._device.type == "cpu":
+            return True
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return lanes * self._bytes_per_lane < _MEMORY_SHARE * free
+
+    def _time_steps(self, crew: Crew, most: int) -> int:
+        """Mean device time of up to so many steps, in ns."""
+        steps, began = 0, self._now()
+
+        def halt() -> Halt:
+            nonlocal steps
+            over = steps == most or (steps and time.monotonic_ns() - began > _TIMED_NS)
+            steps += not over
+            return Halt.INTERRUPT if over else Halt.NO
+
+        while crew.run(halt) is Halt.NO:
+            crew.ended()
+        return (self._now() - began) // steps
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def _train(self, job: dict[str, Any]) -> None:
+    def _begin(self, order: dict[str, Any]) -> None:
+        """Give a trial a lane, from its checkpoint where it has one."""
         began = self._now()
+        recipe = Recipe.of(order["config"])
         try:
-            trainer = self._trainer(job)
-            if job["from"] is not None:
-                self._load_into(trainer, job["from"])
-            loaded = self._now()
-            spent = {"checkpoint" if job["from"] else "train": loaded - began}
-            while trainer.epoch < job["until"] and self._epoch(job, trainer, spent):
-                spent = {}
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            self._send("infeasible", spent={}, reason=f"out of memory: {_first_line(error)}")
-            del error  # its traceback holds the network
-            trainer = None  # type: ignore[assignment]
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            arrays = self._load(order["from"])
+            crew, lane = self._seat(recipe, order["seed"], arrays)
         except checkpoint.DamagedCheckpointError as error:
-            self._send("unusable", spent={}, reason=str(error))
-
-    def _epoch(self, job: dict[str, Any], trainer: Trainer, spent: dict[str, int]) -> bool:
-        """One epoch: train, evaluate, save, report. Whether the trial goes on."""
-        began = self._now()
-        result = trainer.run_epoch(self._halt)
-        trained = self._now()
-        spent["train"] = spent.get("train", 0) + trained - began
-        if result is None:
-            self._send("infeasible", spent=spent, reason="the loss is not finite")
-            return False
-        if result is Halt.DEADLINE:
-            self._send("cut", spent=spent)
-            return False
-        if isinstance(result, Halt):
-            saved, at = self._save(job, trainer, spent)
-            self._send("paused", at, checkpoint=saved, spent=spent)
-            return False
-        self._epoch_ns = trained - began
-        score = trainer.accuracy(self._data.validation, self._halt)
-        spent["evaluate"] = self._now() - trained
-        if score is None:
-            self._send("cut", spent=spent)
-            return False
-        ends = trainer.epoch >= job["until"] or self._block.words[YIELD_JOB] == job["id"]
-        saved, at = self._save(job, trainer, spent)
-        self._send("epoch", at, spent=spent, score=score, loss=result, checkpoint=saved, ends=ends)
-        return not ends
-
-    def _save(
-        self, job: dict[str, Any], trainer: Trainer, spent: dict[str, int]
-    ) -> tuple[list[str], int]:
-        """Save the trial; what was saved, and when the device was done with it."""
-        began = self._now()
-        arrays = trainer.state()
-        off_device = self._now()
-        stem = f"{job['key']}-{job['number']:05d}-{trainer.epoch:05d}"
-        name, sha256 = checkpoint.save(self._directory, stem, arrays)
-        # Past the deadline the device is no longer held: its state is on the host already.
-        until = min(self._now(), max(off_device, self._block.words[DEADLINE]))
-        spent["checkpoint"] = spent.get("checkpoint", 0) + until - began
-        return [name, sha256], until
-
-    def _test(self, job: dict[str, Any]) -> None:
-        trainer = self._trainer(job)
-        try:
-            self._load_into(trainer, job["from"])
-        except checkpoint.DamagedCheckpointError as error:
-            self._send("untestable", reason=str(error))
+            self._report(order["id"], {"is": "unusable", "spent": {}, "reason": str(error)})
             return
-        split = data.load_test(self._setup["data"], Path(self._setup["root"]))
-        self._send("tested", score=trainer.accuracy(self._data.put(split)))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = f"out of memory: {_first_line(error)}"
+            self._report(order["id"], {"is": "infeasible", "spent": {}, "reason": reason})
+            return
+        fields = ("id", "place", "key", "number", "until")
+        job = _Job(*(order[name] for name in fields), crew, lane)
+        job.spend("train" if arrays is None else "checkpoint", self._now() - began)
+        self._jobs[job.id] = job
 
-    # -- helpers -----------------------------------------------------------------------------------
+    def _load(self, named: Sequence[str] | None) -> Arrays | None:
+        if named is None:
+            return None
+        name, sha256 = named
+        return checkpoint.load(self._directory / name, sha256)
 
-    def _trainer(self, job: dict[str, Any]) -> Trainer:
-        return Trainer(
+    def _seat(self, recipe: Recipe, seed: int, arrays: Arrays | None) -> tuple[Crew, int]:
+        """A lane for a trial: in a crew of its shape, which grows by doubling up to the width."""
+        shape = Shape.of(recipe)
+        crews = self._crews.setdefault(shape, [])
+        crew = next((c for c in crews if c.free), None) or self._make_room(shape, crews)
+        try:
+            return crew, crew.enter(recipe, seed, arrays)
+        except (KeyError, RuntimeError) as error:  # whole, but of another network or device
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise checkpoint.DamagedCheckpointError(
+                f"the checkpoint does not fit: {_first_line(error)}"
+            ) from error
+
+    def _make_room(self, shape: Shape, crews: list[Crew]) -> Crew:
+        """A crew with a free lane: the last one, made wider, or a new one.
+
+        Where all trials so far had one shape the second of them makes it as wide as it may be;
+        where shapes differ, each is widened by doubling as its trials come.
+        """
+        for other in [s for s in self._crews if s != shape and not self._has_jobs(s)]:
+            del self._crews[other]  # its memory may be needed
+        self._shapes.add(shape)
+        most = min(self._layout.width, self._most_lanes.get(shape, self._layout.width))
+        last = crews[-1] if crews else None
+        if last is None or last.lanes >= most:
+            crews.append(self._make_crew(shape, 1))
+        else:
+            lanes = most if len(self._shapes) == 1 else min(most, 2 * last.lanes)
+            crews[-1] = self._move(last, self._make_crew(shape, lanes))
+        return crews[-1]
+
+    def _move(self, crew: Crew, *others: Crew) -> Crew:
+        """Seat a crew's jobs in others, which have room for them; the first of the others."""
+        jobs = [job for job in self._jobs.values() if job.crew is crew]
+        states = crew.states([job.lane for job in jobs]) if jobs else []
+        for job, arrays in zip(jobs, states, strict=True):
+            recipe, seed = crew.trial(job.lane)
+            job.crew = next(other for other in others if other.free)
+            job.lane = job.crew.enter(recipe, seed, arrays)
+        return others[0]
+
+    def _has_jobs(self, shape: Shape) -> bool:
+        return any(job.crew in self._crews[shape] for job in self._jobs.values())
+
+    def _make_crew(self, shape: Shape, lanes: int) -> Crew:
+        return make_crew(
             self._data,
-            Recipe.of(job["config"]),
-            seed=job["seed"],
-            epochs=self._epochs,
-            precision=Precision(job["bf16"], job["channels_last"]),
+            shape,
+            lanes,
+            epochs=self._setup["epochs"],
+            precision=self._precision,
             augment=self._setup["augment"],
         )
 
-    def _load_into(self, trainer: Trainer, named: list[str]) -> None:
-        name, sha256 = named
+    def _advance(self, crew: Crew) -> None:
+        """Train a crew for a chunk, and see to those whose epoch is finished."""
+        jobs = {job.lane: job for job in self._jobs.values() if job.crew is crew}
+        began = self._now()
         try:
-            trainer.load_state(checkpoint.load(self._directory / name, sha256))
-        except (KeyError, RuntimeError) as error:  # whole, but of another network or device
-            raise checkpoint.DamagedCheckpointError(
-                f"checkpoint {name} does not fit: {_first_line(error)}"
-            ) from error
+            asked = crew.run(self._halt)
+            ended = crew.ended()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self._lower_width(crew, jobs, error)
+            return
+        trained = self._now()
+        self._stretch_ns = trained - began
+        for job in jobs.values():
+            job.spend("train", trained - began)
+        for lane in [lane for lane, loss in ended.items() if loss is None]:
+            reason = "the loss is not finite"
+            self._end(jobs.pop(lane), {"is": "infeasible", "reason": reason}, trained)
+            del ended[lane]
+        if ended and not self._score(crew, {i: jobs[i] for i in ended}, ended):
+            asked = Halt.DEADLINE
+        if asked is Halt.DEADLINE:
+            now = self._now()
+            for job in list(self._jobs.values()):
+                self._end(job, {"is": "cut"}, now)
+        elif asked is Halt.INTERRUPT:
+            self._pause(list(self._jobs.values()))
+
+    def _score(self, crew: Crew, jobs: dict[int, _Job], losses: dict[int, float | None]) -> bool:
+        """Score, save and report finished epochs; False where the deadline came before that."""
+        began = self._now()
+        scores = crew.accuracy(list(jobs), self._data.validation, self._halt)
+        scored = self._now()
+        if scores is None:
+            return False
+        states = crew.states(list(jobs))
+        saved = self._now()
+        for (lane, job), score, arrays in zip(jobs.items(), scores, states, strict=True):
+            job.spend("evaluate", scored - began)
+            job.spend("checkpoint", saved - scored)
+            epoch, _ = crew.progress(lane)
+            ends = epoch >= job.until or self._block.words[YIELD + job.place] == job.id
+            message = {"is": "epoch", "score": score, "loss": losses[lane], "ends": ends}
+            self._say(job, message, saved, arrays)
+            if ends:
+                self._remove(job)
+        return True
+
+    def _pause(self, jobs: Sequence[_Job]) -> None:
+        """Save jobs in the middle of their epoch, and give them back."""
+        for crew in {id(job.crew): job.crew for job in jobs}.values():
+            mine = [job for job in jobs if job.crew is crew]
+            began = self._now()
+            states = crew.states([job.lane for job in mine])
+            saved = self._now()
+            for job, arrays in zip(mine, states, strict=True):
+                job.spend("checkpoint", saved - began)
+                self._say(job, {"is": "paused", "ends": True}, saved, arrays)
+                self._remove(job)
+
+    def _lower_width(self, crew: Crew, jobs: dict[int, _Job], error: BaseException) -> None:
+        """The memory does not hold a crew's steps: go on with two of half the width.
+
+        A trial for which it does not hold even one lane is infeasible.
+        """
+        shape = next(s for s, crews in self._crews.items() if crew in crews)
+        crews = self._crews[shape]
+        reason = f"out of memory: {_first_line(error)}"
+        error.__traceback__ = None  # which holds the step's tensors
+        if crew.lanes == 1:
+            crews.remove(crew)
+            for job in jobs.values():
+                self._end(job, {"is": "infeasible", "reason": reason}, self._now())
+        else:
+            half = -(-crew.lanes // 2)
+            self._most_lanes[shape] = half
+            halves = [self._make_crew(shape, half) for _ in range(2)]
+            self._move(crew, *halves)
+            crews[crews.index(crew) : crews.index(crew) + 1] = halves
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _test(self, order: dict[str, Any]) -> None:
+        crew = self._make_crew(Shape.of(Recipe.of(order["config"])), 1)
+        try:
+            arrays = self._load(order["from"])
+            crew.enter(Recipe.of(order["config"]), order["seed"], arrays)
+        except (checkpoint.DamagedCheckpointError, KeyError, RuntimeError) as error:
+            self._send({"is": "untestable", "reason": _first_line(error)})
+            return
+        split = data.load_test(self._setup["data"], Path(self._setup["root"]))
+        scores = crew.accuracy([0], self._data.put(split), lambda: Halt.NO)
+        self._send({"is": "tested", "score": (scores or [0.0])[0]})
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    def _end(self, job: _Job, message: dict[str, Any], at: int) -> None:
+        self._say(job, message, at)
+        self._remove(job)
+
+    def _remove(self, job: _Job) -> None:
+        job.crew.leave(job.lane)
+        del self._jobs[job.id]
+
+    def _say(
+        self, job: _Job, message: dict[str, Any], at: int, arrays: Arrays | None = None
+    ) -> None:
+        epoch, _ = job.crew.progress(job.lane)
+        stem = f"{job.key}-{job.number:05d}-{epoch:05d}"
+        self._writer.put({**message, "at": at, "job": job.id, "spent": job.spent}, stem, arrays)
+        job.spent = {}
+
+    def _report(self, job: int, message: dict[str, Any]) -> None:
+        self._send({**message, "job": job})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._writer.put({"at": self._now(), **message})
+
+    # -- the device --------------------------------------------------------------------------------
 
     def _halt(self) -> Halt:
         if self._block.words[INTERRUPT]:
             return Halt.INTERRUPT
         left = self._block.words[DEADLINE] - time.monotonic_ns()
-        if 0 < left < self._epoch_ns and self._device.type == "cuda":
+        if 0 < left < self._stretch_ns and self._device.type == "cuda":
             # The host runs ahead of a GPU. Near the deadline it waits for it before each batch,
             # so that what is still queued then is one batch at most.
             left = self._block.words[DEADLINE] - self._now()
@@ -208,8 +409,23 @@ class Worker:
             torch.cuda.synchronize(self._device)
         return time.monotonic_ns()
 
-    def _send(self, what: str, at: int | None = None, **fields: Any) -> None:
-        send(self._connection, {"is": what, "at": self._now() if at is None else at, **fields})
+    def _device_name(self) -> str:
+        if self._device.type == "cuda":
+            return torch.cuda.get_device_name(self._device)
+        return "cpu"
+
+
+def give_up(connection: Connection, error: Exception) -> None:
+    """Say why, if the driver is there to hear it, and end the process."""
+    if not isinstance(error, BrokenPipeError | ConnectionResetError):
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        try:
+            send(connection, {"is": "crash", "at": time.monotonic_ns(), "reason": reason})
+        finally:
+            traceback.print_exception(error)
+            sys.stderr.flush()
+            os._exit(1)
+    os._exit(0)
 
 
 def _first_line(error: BaseException) -> str:
@@ -239,12 +455,8 @@ def main() -> None:
     block = ControlBlock(int(sys.argv[2]))
     try:
         Worker(connection, block).run()
-    except (BrokenPipeError, ConnectionResetError):
-        pass
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        send(connection, {"is": "crash", "at": time.monotonic_ns(), "reason": reason})
-        raise
+        give_up(connection, error)
 
 
 if __name__ == "__main__":

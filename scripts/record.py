@@ -276,14 +276,13 @@ def _card(store: StudyReader, request: dict[str, Any]) -> dict[str, Any]:
         "about": f"Recorded from real training on {data}.",
         "badge": f"recorded on {machine['device']}, {machine['date']}",
         **machine,
-        "workers_per_device": request.get("slots"),
         "data": data,
         "augment": request.get("augment"),
         "model": "tuner's CNN; knobs that are not varied are at their defaults",
         "design": request.get("design", "the trials of a race"),
         "searchers": sorted({row.searcher for row in rows}),
         "seeds": sorted({row.seed for row in rows}),
-        "precision": request.get("precision"),
+        "layout": request.get("layout"),
     }
 
 

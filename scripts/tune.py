@@ -282,8 +282,8 @@ def _create(
         request = replace(request, **changes)
     else:
         from models.data import default_root, prepare
+        from models.devices import find_devices
         from models.knobs import make_space
-        from models.training_runner import find_devices
 
         space = make_space(names, ranges)
         find_devices(request.device)

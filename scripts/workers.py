@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from models.devices import count_cores, find_devices
 from tuner.store import Store
+
+if TYPE_CHECKING:
+    from models.pool import WorkerPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class TrainingRequest:
     """What was asked for, as far as the workers need to know; kept in the study.
 
     Attributes:
-        devices, precision: found out when the study began, so that a resume goes on as it did.
+        devices, layout: found out when the study began, so that a resume goes on as it did.
     """
 
     device: str
@@ -31,53 +34,56 @@ class TrainingRequest:
     epochs: int
     augment: bool
     devices: list[str] | None = None
-    precision: dict[str, bool] | None = None
-
-
-def count_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    layout: dict[str, Any] | None = None
 
 
 def start_workers(
     stack: ExitStack, store: Store, request: TrainingRequest, folder: Path, console: Console | None
 ) -> tuple[Any, int]:
     """Start the pool on the devices with which the study began; it, and the time that took."""
-    from models.data import prepare
-    from models.training_runner import Setup, WorkerPool, find_devices
+    from models.data import default_root, prepare
+    from models.layout import Layout
+    from models.pool import Setup, WorkerPool
 
     devices = find_devices(request.device)
     if request.devices is not None:
         devices = [found for kept in request.devices for found in find_devices(kept)]
     prepare(request.data, Path(request.data_root))
-    slots = request.slots or (count_cores() if devices == ["cpu"] else 1)
     setup = Setup(
         tuple(devices),
-        slots,
+        request.slots,
         request.data,
         Path(request.data_root),
         request.epochs,
         request.augment,
         folder / "checkpoints",
     )
-    pool = stack.enter_context(WorkerPool(setup, request.precision))
+    layout = None if request.layout is None else Layout(**request.layout)
+    pool = stack.enter_context(WorkerPool(setup, layout, default_root().parent / "layouts.json"))
     rows = (trial for row in store.runs() for trial in store.history(row))
     marks = [mark for trial in rows for mark in (trial.checkpoint, trial.midway) if mark]
     pool.sweep({mark.name for mark in marks})
-    if console is not None:
-        console.print(
-            f"{len(devices)} device(s) ({', '.join(devices)}), {slots} worker(s) each",
-            soft_wrap=True,
-        )
     warm_up_ns = pool.start()
+    if console is not None:
+        console.print(_describe_pool(pool), soft_wrap=True, highlight=False)
     if store.meta("machine") is None:
         store.set_meta("machine", describe_machine(devices))
-    found = {"devices": devices, "slots": slots, "precision": pool.precision}
+    found = {"devices": devices, "layout": asdict(pool.layout)}
     store.set_meta("request", {**vars(request), **found})
     store.commit(force=True)
     return pool, warm_up_ns
+
+
+def _describe_pool(pool: WorkerPool) -> str:
+    """How trainings are laid out, and what was measured that speaks for it."""
+    layout, devices = pool.layout, pool.setup.devices
+    line = f"{len(devices)} device(s) ({', '.join(devices)}), on each {layout}"
+    others = [t for t in pool.timings if t.layout != layout]
+    if not others:
+        return line
+    best = next(t for t in pool.timings if t.layout == layout)
+    shares = [f"{t.layout} {best.share_ns / t.share_ns:.2f}" for t in others]
+    return f"{line}; of its pace, as measured, would have: {'; '.join(shares)}"
 
 
 def describe_machine(devices: list[str]) -> dict[str, Any]:

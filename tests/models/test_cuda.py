@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.data import load
+from models.devices import find_devices
 from models.knobs import Recipe
+from models.pool import Setup, WorkerPool
 from models.train import DeviceData, Halt, Precision, Trainer
-from models.training_runner import Setup, WorkerPool, find_devices
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from models.data import prepare
+from models.devices import find_devices
 from models.knobs import make_space
-from models.training_runner import Setup, TrainingRunner, WorkerPool, find_devices
+from models.pool import Setup, WorkerPool
+from models.training_runner import TrainingRunner
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Halving, Sample
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler
@@ -58,6 +60,11 @@ def search(pool, key, *, policy, minutes=10.0, space=SPACE, seed=0, on_change=la
     )
 
 
+def numbers(worker):
+    """The trials that a worker has."""
+    return {job.trial.number for job in worker.jobs.values()}
+
+
 def curves(scheduler):
     return [[(o.score, o.metrics) for o in t.curve] for t in scheduler.history]
 
@@ -95,7 +102,9 @@ def test_a_killed_worker_costs_at_most_its_epoch_in_flight(pool, twin, number):
     def on_change():
         trial = scheduler.history.trials[0] if len(scheduler.history) else None
         if not killed and trial is not None and trial.epoch == 2:
-            worker = next(w for w in pool.workers if w.job and w.job.trial.number == 0)
+            worker = next(
+                w for w in pool.workers if any(j.trial.number == 0 for j in w.jobs.values())
+            )
             os.kill(worker.process.pid, number)
             killed.append(worker.process.pid)
 
@@ -117,7 +126,7 @@ def test_a_trial_whose_workers_keep_dying_fails_with_the_reason(pool):
 
     def on_change():
         for worker in pool.workers:
-            if worker.job and worker.process.pid not in killed:
+            if worker.jobs and worker.process.pid not in killed:
                 killed.append(worker.process.pid)
                 os.kill(worker.process.pid, signal.SIGKILL)
 
@@ -280,7 +289,7 @@ def test_a_winner_whose_checkpoint_is_gone_takes_no_other_test_down(pool, twin):
 
 
 def test_a_worker_that_dies_at_the_end_of_the_budget_is_not_waited_for(setup, tmp_path):
-    alone = replace(setup, slots_per_device=1, directory=tmp_path)
+    alone = replace(setup, slots=1, directory=tmp_path)
     with WorkerPool(alone) as pool:
         pool.start()
         killed = []
@@ -301,7 +310,7 @@ def test_a_worker_that_dies_at_the_end_of_the_budget_is_not_waited_for(setup, tm
 def test_workers_die_with_their_driver(small_data, tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from models.training_runner import Setup, WorkerPool\n"
+        "from models.pool import Setup, WorkerPool\n"
         f"here = Path({str(tmp_path)!r})\n"
         "pool = WorkerPool(Setup(('cpu',), 2, 'sample', here, 3, False, here))\n"
         "pool.start()\nprint(*[w.process.pid for w in pool.workers], flush=True)\ntime.sleep(60)"
@@ -336,11 +345,11 @@ def test_a_device_that_is_none_is_refused(wanted):
 
 
 def test_no_gpu_where_one_was_asked_for(monkeypatch):
-    monkeypatch.setattr("models.training_runner._count_gpus", lambda: 0)
+    monkeypatch.setattr("models.devices._count_gpus", lambda: 0)
     assert find_devices("auto") == ["cpu"]
     with pytest.raises(ValueError, match="sees no CUDA GPU"):
         find_devices("cuda")
-    monkeypatch.setattr("models.training_runner._count_gpus", lambda: 2)
+    monkeypatch.setattr("models.devices._count_gpus", lambda: 2)
     assert find_devices("auto") == find_devices("cuda") == ["cuda:0", "cuda:1"]
     assert find_devices("cuda:1") == ["cuda:1"]
     with pytest.raises(ValueError, match="there is no cuda:2"):

@@ -14,7 +14,8 @@ from landscapes.replay_runner import ReplayRunner
 from landscapes.table import load_table
 from models.data import prepare
 from models.knobs import make_space
-from models.training_runner import Setup, TrainingRunner, WorkerPool
+from models.pool import Setup, WorkerPool
+from models.training_runner import TrainingRunner
 from tuner.budget import Budget, to_ns
 from tuner.fidelity import Done, Sample
 from tuner.race import enter

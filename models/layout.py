@@ -1,0 +1,166 @@
+"""How many trials train at once on a device: never assumed, measured.
+
+On a GPU a small network leaves the device idle between launches, and a pack of trials wins several
+times over. On a CPU it loses, and a single-threaded process for each core is the shape to beat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from models.control import MOST_PLACES
+from tuner.files import write_atomically
+
+_MARGIN = 1.05  # a shape that is tried later must be this much quicker
+_WIDEST = 256
+_SOURCES = ("cnn.py", "noise.py", "packed.py", "stacked.py", "train.py")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How trainings are laid out on one device.
+
+    Attributes:
+        workers: processes.
+        threads: of each, on a CPU.
+        width: trials that each trains as one program.
+        bf16: whether arithmetic is in bfloat16 where PyTorch holds that safe.
+        channels_last: of a trial that trains alone.
+    """
+
+    workers: int
+    threads: int = 1
+    width: int = 1
+    bf16: bool = False
+    channels_last: bool = True
+
+    @property
+    def slots(self) -> int:
+        """Trials at once."""
+        return self.workers * self.width
+
+    def __str__(self) -> str:
+        processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
+        threads = "" if self.threads == 1 else f" of {self.threads} threads"
+        width = "" if self.width == 1 else f", packs of {self.width}"
+        return f"{processes}{threads}{width}{', bf16' if self.bf16 else ''}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a layout was measured to give: `step_ns`, device time of one step of all its trials."""
+
+    layout: Layout
+    step_ns: int
+
+    @property
+    def share_ns(self) -> int:
+        """Device time of one step of one trial."""
+        return self.step_ns // self.layout.slots
+
+
+Measure = Callable[[Layout], "int | None"]
+"""The device time of a step in a layout, in ns; None where the memory does not hold it."""
+
+
+def explore(device: str, cores: int, slots: int | None, measure: Measure) -> list[Timing]:
+    """Measure what may be best on a device, the simplest first; `slots` at once, where given.
+
+    Raises ValueError where nothing fits into the device's memory.
+    """
+    if device == "cpu":
+        shapes = [Layout(slots)] if slots else _on_cpu(cores)
+        found = [Timing(s, ns) for s in shapes if (ns := measure(s)) is not None]
+    else:
+        found = _on_gpu(slots, measure)
+    if not found:
+        raise ValueError(f"the memory of {device} does not hold one training of the default recipe")
+    return found
+
+
+def _on_cpu(cores: int) -> list[Layout]:
+    shapes = [Layout(cores), Layout(1), Layout(1, threads=cores), Layout(cores, width=2)]
+    return list(dict.fromkeys(shapes))
+
+
+def _on_gpu(slots: int | None, measure: Measure) -> list[Timing]:
+    """Wider and wider packs until one brings nothing, then bfloat16 at the best of them."""
+    found: list[Timing] = []
+    width = min(slots or 1, MOST_PLACES)
+    while (ns := measure(Layout(1, width=width))) is not None:
+        found.append(Timing(Layout(1, width=width), ns))
+        brings = len(found) < 2 or found[-2].share_ns > _MARGIN * found[-1].share_ns
+        if slots or width >= _WIDEST or not brings:
+            break
+        width *= 2
+    if found:
+        rounded = replace(choose(found).layout, bf16=True)
+        if (ns := measure(rounded)) is not None:
+            found.append(Timing(rounded, ns))
+    return found
+
+
+def choose(timings: Sequence[Timing]) -> Timing:
+    """The first that no later one beats by more than a margin."""
+    best = timings[0]
+    for timing in timings[1:]:
+        if best.share_ns > _MARGIN * timing.share_ns:
+            best = timing
+    return best
+
+
+def alone_ns(timings: Sequence[Timing]) -> int | None:
+    """Device time of a step of a trial that has the device to itself, where that was measured."""
+    alone = [t.step_ns for t in timings if t.layout.slots == 1 and not t.layout.bf16]
+    return min(alone, default=None)
+
+
+# -- remembering -----------------------------------------------------------------------------------
+
+
+def cache_key(device: str, cores: int, image: Sequence[int]) -> str:
+    """What a measurement holds for: the device, the versions, the network and the images."""
+    folder = Path(__file__).parent
+    code = b"".join((folder / name).read_bytes() for name in _SOURCES)
+    digest = hashlib.sha256(code).hexdigest()[:12]
+    return f"{device}, {cores} cores, torch {version('torch')}, {tuple(image)}, {digest}"
+
+
+def read_cache(path: Path, key: str) -> list[Timing]:
+    """What was measured before under this key; nothing where the file is missing or is no such."""
+    try:
+        content = json.loads(path.read_text())
+        return [from_json(entry) for entry in content[key]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # it is measured again
+
+
+def write_cache(path: Path, key: str, timings: Sequence[Timing]) -> None:
+    """Remember a measurement beside those under other keys."""
+    try:
+        content = json.loads(path.read_text())
+        content = content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        content = {}
+    content[key] = [to_json(timing) for timing in timings]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+    except OSError:
+        pass  # a cache that cannot be written costs a second at the next start
+
+
+def to_json(timing: Timing) -> dict[str, Any]:
+    """A timing as JSON has it."""
+    return {"layout": asdict(timing.layout), "step_ns": timing.step_ns}
+
+
+def from_json(entry: Mapping[str, Any]) -> Timing:
+    """What `to_json` gave; raises KeyError or TypeError where it is no such."""
+    return Timing(Layout(**entry["layout"]), int(entry["step_ns"]))

@@ -1,0 +1,377 @@
+"""The worker processes of a race: started, measured, spoken with, and replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+from models.control import DEADLINE, ControlBlock
+from models.devices import count_cores
+from models.layout import (
+    Layout,
+    Timing,
+    alone_ns,
+    cache_key,
+    choose,
+    explore,
+    read_cache,
+    write_cache,
+)
+from models.messages import receive, send
+from tuner.trial import Trial
+
+_PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
+_MAX_STARTS = 3  # in a row, without the worker becoming ready
+_FOREVER = (1 << 63) - 1
+
+
+class WorkerStartError(RuntimeError):
+    """A worker process cannot be started, again and again."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every worker of a pool is told at its start.
+
+    Attributes:
+        slots: trials at once on each device; None for as many as measure best.
+        directory: where checkpoints lie, and the workers' logs.
+    """
+
+    devices: tuple[str, ...]
+    slots: int | None
+    data: str
+    root: Path
+    epochs: int
+    augment: bool
+    directory: Path
+
+    @property
+    def unit(self) -> str:
+        """What its minutes are called: never GPU minutes where there is no GPU."""
+        return "GPU minutes" if self.devices[0].startswith("cuda") else "device minutes (cpu)"
+
+
+@dataclass
+class Job:
+    """A trial that a worker was given."""
+
+    id: int
+    trial: Trial
+    place: int  # among its worker's
+
+
+@dataclass
+class PooledWorker:
+    """One worker process as the driver sees it."""
+
+    index: int
+    device: int
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    block: ControlBlock
+    is_ready: bool = False
+    starts: int = 1
+    jobs: dict[int, Job] = field(default_factory=dict)
+    last_words: str = ""
+    ready: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def start_key(self) -> int:
+        """Under which its start is metered; jobs are metered under their numbers from 1 on."""
+        return -1 - self.index
+
+
+class WorkerPool:
+    """The worker processes of a whole race: started once, used by one runner after the other.
+
+    A context manager; leaving it ends every worker.
+
+    Args:
+        setup: what the workers are told.
+        layout: how trainings are laid out on each device; where it is None, as is measured to be
+            best, for good. A race that is resumed goes on as it began.
+        cache: file in which measurements are remembered; None for no such.
+    """
+
+    def __init__(
+        self, setup: Setup, layout: Layout | None = None, cache: Path | None = None
+    ) -> None:
+        self.setup = setup
+        setup.directory.mkdir(parents=True, exist_ok=True)
+        self.workers: list[PooledWorker] = []
+        self._layout, self._cache = layout, cache
+        self.timings: list[Timing] = []
+        """What was measured, now or by an earlier pool."""
+        self._step_ns, self._batches = 1, 1
+        self._jobs = 0
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def layout(self) -> Layout:
+        """How trainings are laid out on each device, once the pool is started."""
+        if self._layout is None:
+            raise ValueError("the pool's layout is chosen when it is started")
+        return self._layout
+
+    def start(self) -> int:
+        """Start all workers, and choose a layout; the device time that took, in ns."""
+        began = time.monotonic_ns()
+        first = self._layout or self._widest()
+        for device in range(len(self.setup.devices)):
+            for _ in range(first.workers):
+                self.workers.append(self._spawn(len(self.workers), device, first))
+        self.wait_until_ready()
+        if self._layout is None:
+            self._layout = self._choose()
+        for worker in self.workers:
+            if self._rank(worker) >= self._layout.workers:
+                self._end(worker)
+        self.workers = [w for w in self.workers if self._rank(w) < self._layout.workers]
+        for index, worker in enumerate(self.workers):
+            worker.index = index
+        self._step_ns = self._measure(self._layout, range(len(self.setup.devices))) or 1
+        return (time.monotonic_ns() - began) * len(self.setup.devices)
+
+    def _widest(self) -> Layout:
+        """As many processes as any layout that may be chosen has."""
+        if self.setup.devices[0] == "cpu":
+            return Layout(self.setup.slots or count_cores())
+        return Layout(1)
+
+    def _rank(self, worker: PooledWorker) -> int:
+        """Its place among the workers of its device, from 0 on."""
+        return [w for w in self.workers if w.device == worker.device].index(worker)
+
+    def _choose(self) -> Layout:
+        """The best layout by what was measured earlier, else by measuring on the first device."""
+        cores, ready = count_cores(), self.workers[0].ready
+        key = cache_key(str(ready["device"]), cores, ready["image"])
+        slots, cache = self.setup.slots, self._cache
+        self.timings = read_cache(cache, key) if cache is not None and slots is None else []
+        if not self.timings:
+            self.timings = explore(
+                self.setup.devices[0], cores, slots, lambda layout: self._measure(layout, [0])
+            )
+            if cache is not None and slots is None:
+                write_cache(cache, key, self.timings)
+        return choose(self.timings).layout
+
+    def _measure(self, layout: Layout, devices: Collection[int]) -> int | None:
+        """Have a layout's workers take it up and time it all at once; of the slowest, in ns.
+
+        None where the memory of one does not hold it, or it died of it.
+        """
+        asked = [w for w in self.workers if w.device in devices and self._rank(w) < layout.workers]
+        order = {"do": "measure", "layout": asdict(layout)}
+        for worker in asked:
+            with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
+                send(worker.connection, order)
+        found: dict[int, int | None] = {}
+        while len(found) < len(asked):
+            for worker, message in self.messages():
+                if message is not None and message["is"] == "measured":
+                    found[worker.index] = message["step_ns"]
+                    self._batches = int(message["batches"])
+                else:
+                    self.take_note(worker, message)
+                    if message is None:
+                        found[worker.index] = None
+        self.wait_until_ready()
+        times = [ns for ns in found.values() if ns is not None]
+        return max(times) if len(times) == len(asked) else None
+
+    def sweep(self, keep: Collection[str]) -> None:
+        """Delete what a driver that was killed left behind: all but the named checkpoints."""
+        for pattern in ("*.npz", ".*.tmp"):
+            for path in self.setup.directory.glob(pattern):
+                if path.name not in keep:
+                    path.unlink(missing_ok=True)
+
+    def wait_until_ready(self) -> None:
+        """Wait for workers that are being started; nobody pays for this."""
+        while any(not w.is_ready for w in self.workers):
+            for worker, message in self.messages():
+                self.take_note(worker, message)
+
+    @property
+    def epoch_ns(self) -> int:
+        """Device time of an epoch of the default recipe, by the workers' warm-up."""
+        return self._step_ns * self._batches // self.layout.slots
+
+    @property
+    def alone_epoch_ns(self) -> int | None:
+        """What that epoch would cost a trial that has the device to itself, where measured."""
+        step_ns = alone_ns(self.timings)
+        return None if step_ns is None else step_ns * self._batches
+
+    def messages(self) -> Iterator[tuple[PooledWorker, dict[str, Any] | None]]:
+        """What workers said within a moment, oldest first; None where one died."""
+        by_connection = {w.connection: w for w in self.workers}
+        heard: list[tuple[int, PooledWorker, dict[str, Any] | None]] = []
+        for connection in wait_for(list(by_connection), timeout=_PATIENCE_S):
+            worker = by_connection[connection]  # type: ignore[index]
+            try:
+                while worker.connection.poll():
+                    message = receive(worker.connection)
+                    heard.append((int(message["at"]), worker, message))
+            except (EOFError, OSError, ValueError):
+                heard.append((time.monotonic_ns(), worker, None))
+        heard.sort(key=lambda item: item[0])
+        return ((worker, message) for _, worker, message in heard)
+
+    def take_note(self, worker: PooledWorker, message: dict[str, Any] | None) -> None:
+        """Book-keeping for a message that concerns no trial; restarts a worker that died."""
+        if message is None:
+            self.restart(worker)
+        elif message["is"] == "ready":
+            worker.is_ready, worker.starts, worker.ready = True, 0, message
+        elif message["is"] == "crash":
+            worker.last_words = str(message["reason"])
+
+    def restart(self, worker: PooledWorker) -> None:
+        """Start a new process in the place of one that died."""
+        reason = self.cause_of_death(worker)
+        if worker.starts >= _MAX_STARTS:
+            raise WorkerStartError(
+                f"worker {worker.index} on {self.setup.devices[worker.device]} could not be "
+                f"started {worker.starts} times in a row: {reason}; see "
+                f"{self._log_path(worker.index)}"
+            )
+        worker.connection.close()
+        fresh = self._spawn(worker.index, worker.device, self._layout or self._widest())
+        worker.process, worker.connection = fresh.process, fresh.connection
+        os.close(worker.block.fd)
+        fresh.block.words[DEADLINE] = worker.block.words[DEADLINE]
+        worker.block = fresh.block
+        worker.is_ready, worker.jobs, worker.last_words = False, {}, ""
+        worker.starts += 1
+
+    def cause_of_death(self, worker: PooledWorker) -> str:
+        """Why a worker that closed its connection did so, in words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(timeout=5)
+        worker.process.kill()
+        code = worker.process.wait()
+        if worker.last_words:
+            return worker.last_words
+        if code < 0:
+            return f"the worker was killed by {signal.Signals(-code).name}"
+        return f"the worker ended with exit code {code}"
+
+    def test(self, trial: Trial) -> float:
+        """The test accuracy of a trial at its checkpoint; raises ValueError where it has none."""
+        if trial.checkpoint is None:
+            raise ValueError(f"trial {trial.number} has no checkpoint to test")
+        self.wait_until_ready()
+        worker = self.workers[0]
+        with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
+            send(worker.connection, self._order("test", replace(trial, midway=None), ""))
+        while True:
+            for who, message in self.messages():
+                if message is not None and message["is"] == "tested":
+                    return float(message["score"])
+                if message is not None and message["is"] == "untestable":
+                    raise ValueError(f"the winner could not be tested: {message['reason']}")
+                reason = self.cause_of_death(who) if message is None else ""
+                self.take_note(who, message)
+                if message is None and who is worker:
+                    raise ValueError(f"the winner could not be tested: {reason}")
+
+    def room(self, worker: PooledWorker) -> int:
+        """How many more trials a worker may be given."""
+        return self.layout.width - len(worker.jobs) if worker.is_ready else 0
+
+    def give(self, worker: PooledWorker, trial: Trial, until_epoch: int, key: str) -> int:
+        """Have a worker with room train a trial until an epoch is finished; the job's number."""
+        self._jobs += 1
+        taken = {job.place for job in worker.jobs.values()}
+        place = min(p for p in range(self.layout.width) if p not in taken)
+        worker.jobs[self._jobs] = Job(self._jobs, trial, place)
+        order = {**self._order("train", trial, key), "id": self._jobs, "place": place}
+        with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
+            send(worker.connection, {**order, "until": until_epoch})
+        return self._jobs
+
+    def close(self) -> None:
+        """End every worker at once."""
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            self._end(worker)
+        self.workers.clear()
+
+    def _end(self, worker: PooledWorker) -> None:
+        worker.process.kill()
+        worker.process.wait()
+        worker.connection.close()
+
+    def _order(self, what: str, trial: Trial, key: str) -> dict[str, Any]:
+        mark = trial.midway or trial.checkpoint
+        return {
+            "do": what,
+            "key": key,
+            "number": trial.number,
+            "config": dict(trial.config),
+            "seed": trial.seed,
+            "from": None if mark is None else [mark.name, mark.sha256],
+        }
+
+    def _log_path(self, index: int) -> Path:
+        return self.setup.directory / f"worker-{index}.log"
+
+    def _spawn(self, index: int, device: int, layout: Layout) -> PooledWorker:
+        """A new interpreter, not a fork: nothing of the driver's state, and its own session.
+
+        In its own session the terminal's Ctrl-C does not reach it; the driver decides.
+        """
+        ours, theirs = socket.socketpair()
+        block = ControlBlock()
+        block.words[DEADLINE] = _FOREVER
+        setup = self.setup
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+        # One thread until a layout with more proves better: threads that wait for each other in
+        # layers this small made epochs many times slower once another process wanted a core.
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        with open(self._log_path(index), "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "models.worker", str(theirs.fileno()), str(block.fd)],
+                pass_fds=(theirs.fileno(), block.fd),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        theirs.close()
+        connection = Connection(ours.detach())
+        with contextlib.suppress(OSError):
+            send(
+                connection,
+                {
+                    "device": setup.devices[device],
+                    "data": setup.data,
+                    "root": str(setup.root),
+                    "epochs": setup.epochs,
+                    "augment": setup.augment,
+                    "directory": str(setup.directory),
+                    "layout": asdict(layout),
+                },
+            )
+        return PooledWorker(index, device, process, connection, block)
