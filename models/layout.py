@@ -17,7 +17,7 @@ from typing import Any
 from models.control import MOST_PLACES
 from tuner.files import write_atomically
 
-_MARGIN = 1.05  # a shape that is tried later must be this much quicker
+_MARGIN = 1.1  # a layout that is tried later must be this much quicker
 _WIDEST = 256
 _SOURCES = ("cnn.py", "noise.py", "packed.py", "stacked.py", "train.py")
 

@@ -132,14 +132,14 @@ class WorkerPool:
 
     def start(self) -> int:
         """Start all workers, and choose a layout; the device time that took, in ns."""
-        began = time.monotonic_ns()
+        began, busy = time.monotonic_ns(), os.getloadavg()[0] > count_cores() / 2
         first = self._layout or self._widest()
         for device in range(len(self.setup.devices)):
             for _ in range(first.workers):
                 self.workers.append(self._spawn(len(self.workers), device, first))
         self.wait_until_ready()
         if self._layout is None:
-            self._layout = self._choose()
+            self._layout = self._choose(busy)
         for worker in self.workers:
             if self._rank(worker) >= self._layout.workers:
                 self._end(worker)
@@ -159,8 +159,11 @@ class WorkerPool:
         """Its place among the workers of its device, from 0 on."""
         return [w for w in self.workers if w.device == worker.device].index(worker)
 
-    def _choose(self) -> Layout:
-        """The best layout by what was measured earlier, else by measuring on the first device."""
+    def _choose(self, busy: bool) -> Layout:
+        """The best layout by what was measured earlier, else by measuring on the first device.
+
+        What is measured while others are `busy` on this machine is not remembered.
+        """
         cores, ready = count_cores(), self.workers[0].ready
         key = cache_key(str(ready["device"]), cores, ready["image"])
         slots, cache = self.setup.slots, self._cache
@@ -169,7 +172,7 @@ class WorkerPool:
             self.timings = explore(
                 self.setup.devices[0], cores, slots, lambda layout: self._measure(layout, [0])
             )
-            if cache is not None and slots is None:
+            if cache is not None and slots is None and not busy:
                 write_cache(cache, key, self.timings)
         return choose(self.timings).layout
 

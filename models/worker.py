@@ -164,7 +164,8 @@ class Worker:
                 lanes = [crew.enter(recipe, seed, None) for seed in range(layout.width)]
                 self._time_steps(crew, _WARM_UP_STEPS)  # compiles, tunes and allocates
                 step_ns = self._time_steps(crew, _TIMED_STEPS)
-                crew.accuracy(lanes, self._data.validation, lambda: Halt.NO)
+                if self._device.type == "cuda":  # whose memory must hold this too
+                    crew.accuracy(lanes, self._data.validation, lambda: Halt.NO)
                 batches = len(self._data.labels) // recipe.batch_size or 1
             except (torch.OutOfMemoryError, MemoryError):
                 step_ns = None
