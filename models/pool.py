@@ -162,17 +162,17 @@ class WorkerPool:
     def _choose(self, busy: bool) -> Layout:
         """The best layout by what was measured earlier, else by measuring on the first device.
 
-        What is measured while others are `busy` on this machine is not remembered.
+        While others are `busy` on the cores, what is measured there says nothing: the simplest.
         """
-        cores, ready = count_cores(), self.workers[0].ready
+        cores, ready, device = count_cores(), self.workers[0].ready, self.setup.devices[0]
         key = cache_key(str(ready["device"]), cores, ready["image"])
-        slots, cache = self.setup.slots, self._cache
-        self.timings = read_cache(cache, key) if cache is not None and slots is None else []
+        slots, cache = self.setup.slots, self._cache if self.setup.slots is None else None
+        self.timings = [] if cache is None else read_cache(cache, key)
+        if not self.timings and busy and device == "cpu":
+            return self._widest()
         if not self.timings:
-            self.timings = explore(
-                self.setup.devices[0], cores, slots, lambda layout: self._measure(layout, [0])
-            )
-            if cache is not None and slots is None and not busy:
+            self.timings = explore(device, cores, slots, lambda one: self._measure(one, [0]))
+            if cache is not None:
                 write_cache(cache, key, self.timings)
         return choose(self.timings).layout
 

@@ -25,6 +25,7 @@ from scripts.errors import plain_errors
 from scripts.figures import FOLDER, save
 from scripts.rungs_benchmark import rungs
 from scripts.search_benchmark import search
+from scripts.training_benchmark import training
 from scripts.workers import count_cores
 from tuner.budget import to_ns
 from tuner.entry import make_entry
@@ -274,6 +275,7 @@ def _compare_with_replay(runs: list[Path], landscape: str, out: Path) -> None:
 
 
 app.command()(search)
+app.command()(training)
 app.command()(rungs)
 app.command()(confirm)
 

@@ -183,7 +183,7 @@ def _training_track(
         lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}"),
         ",".join(pool.setup.devices),
         pool.setup.unit,
-        len(pool.workers),
+        len(pool.workers) * pool.layout.width,
         pool=pool,
         warm_up_ns=warm_up_ns,
     )
@@ -219,6 +219,7 @@ def _finish(
         "slots": track.slots,
         "landscape": track.landscape.name if track.landscape else None,
         "measure": track.landscape.measure if track.landscape else TEST_ACCURACY,
+        "pace": store.meta("pace"),
         "caveat": track.landscape.caveat if track.landscape else "",
     }
     content = write_files(folder, settings, outcomes)

@@ -63,7 +63,7 @@ def main(
     data_root: Annotated[Path | None, typer.Option(help="As for tune.py.")] = None,
     augment: Annotated[bool, typer.Option(help="As for tune.py.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    slots: Annotated[int | None, typer.Option(help="Workers per device.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Trials at once on each device.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where the study is kept. Default: runs/record-NAME.")
     ] = None,

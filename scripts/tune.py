@@ -26,7 +26,7 @@ from tuner.budget import to_ns
 from tuner.entry import ETA, Entry
 from tuner.importance import in_words
 from tuner.store import Store
-from tuner.terminal import closing_table, earlier_lines, luck_lines, stop_lines
+from tuner.terminal import closing_table, earlier_lines, luck_lines, pace_line, stop_lines
 
 _REPLAY_COMMIT_S = 0.5
 _MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
@@ -110,7 +110,7 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     slots: Annotated[
-        int | None, typer.Option(help="Workers per device. Default: 1 per GPU, 1 per CPU core.")
+        int | None, typer.Option(help="Trials at once on each device. Default: as measures best.")
     ] = None,
     grid_points: Annotated[
         int | None, typer.Option(help="Points a side of the first lattice. Default: by budget.")
@@ -251,6 +251,8 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
             soft_wrap=True,
         )
     console.print(_minutes_note(summary), soft_wrap=True)
+    if not summary["landscape"]:
+        console.print(pace_line(summary), soft_wrap=True, highlight=False)
     console.print(f"Everything is in {folder}/", soft_wrap=True, markup=False)
 
 

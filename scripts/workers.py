@@ -68,6 +68,9 @@ def start_workers(
         console.print(_describe_pool(pool), soft_wrap=True, highlight=False)
     if store.meta("machine") is None:
         store.set_meta("machine", describe_machine(devices))
+        alone_ns = pool.alone_epoch_ns
+        calibration = {"share_ns": pool.epoch_ns, "alone_ns": alone_ns}
+        store.set_meta("pace", {"layout": str(pool.layout), **calibration})
     found = {"devices": devices, "layout": asdict(pool.layout)}
     store.set_meta("request", {**vars(request), **found})
     store.commit(force=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner.budget import Costs, to_minutes
+from tuner.budget import Costs, Kind, to_minutes
 from tuner.confirm import Expected, chosen, mean_score
 from tuner.fidelity import first_rung
 from tuner.files import write_atomically
@@ -136,6 +136,31 @@ def summary(settings: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
         "importance": None if found is None else found.to_json(),
         "earlier": earlier_results(outcomes),
         "first_rungs": first_rungs(outcomes),
+        "pace": pace(outcomes, settings.get("pace")),
+    }
+
+
+def pace(outcomes: Sequence[Outcome], calibration: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a device minute bought, over all runs; None where nothing was trained.
+
+    `calibration` is what was timed at the start: `layout`, `share_ns` and `alone_ns`, the device
+    time of an epoch of the default recipe here and alone on the device. What trials paid, they
+    paid for a share; `alone_ratio` is by what factor they would have held the device alone.
+    """
+    curves = [t.curve for o in outcomes for t in o.history.trained]
+    epochs = sum(map(len, curves))
+    minutes = sum(to_minutes(sum(o.ledger.values())) for o in outcomes)
+    if not epochs or not minutes:
+        return None
+    idle = sum(to_minutes(o.ledger.get(Kind.SEARCH, 0)) for o in outcomes)
+    known = calibration or {}
+    alone = known.get("alone_ns")
+    return {
+        "trials_per_minute": len(curves) / minutes,
+        "epochs_per_minute": epochs / minutes,
+        "idle_share": idle / minutes,
+        "layout": known.get("layout"),
+        "alone_ratio": alone / known["share_ns"] if alone else None,
     }
 
 

@@ -188,6 +188,22 @@ def stop_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def pace_line(summary: dict[str, Any]) -> str:
+    """What a device minute bought."""
+    pace = summary["pace"]
+    if pace is None:
+        return "Nothing was trained."
+    line = (
+        f"A minute bought {pace['epochs_per_minute']:.1f} epochs, {pace['trials_per_minute']:.1f} "
+        f"trials; the device was idle for {pace['idle_share']:.1%} of the time"
+    )
+    if pace["layout"]:
+        line += f"; {pace['layout']}"
+    if pace["alone_ratio"]:
+        line += f", where a training alone would hold it {pace['alone_ratio']:.2f} times its share"
+    return line + "."
+
+
 def _run_table(summary: dict[str, Any], measure: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("searcher", "trials", "validation", measure, "gap", "minutes", "best setting")

@@ -8,6 +8,8 @@ import torch
 from models.data import load
 from models.devices import find_devices
 from models.knobs import Recipe
+from models.layout import Layout
+from models.packed import Pack, Shape
 from models.pool import Setup, WorkerPool
 from models.train import DeviceData, Halt, Precision, Trainer
 
@@ -51,6 +53,64 @@ def test_a_training_broken_off_and_gone_on_with_ends_nearly_the_same(data):
 def test_a_loss_that_is_not_finite_ends_the_epoch(data):
     trainer = Trainer(data, Recipe(learning_rate=1e30), seed=0, epochs=1)
     assert trainer.run_epoch(go_on) is None
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_pack_reaches_what_its_trials_reach_alone(data, bf16):
+    recipe, seeds = Recipe(learning_rate=0.06, dropout=0.2), range(4)
+    pack = Pack(data, Shape.of(recipe), 6, epochs=3, precision=Precision(bf16))
+    for seed in seeds:
+        pack.enter(recipe, seed, None)
+    while pack.progress(0)[0] < 3:
+        assert pack.run(go_on) is Halt.NO
+        assert all(loss is not None for loss in pack.ended().values())
+    packed = pack.accuracy(seeds, data.validation)
+    alone = []
+    for seed in seeds:
+        trainer = Trainer(data, recipe, seed=seed, epochs=3)
+        for _ in range(3):
+            trainer.run_epoch(go_on)
+        alone.append(trainer.accuracy(data.validation))
+    assert packed == pytest.approx(alone, abs=0.03)
+    assert sum(packed) / 4 == pytest.approx(sum(alone) / 4, abs=0.015)
+
+
+def test_a_graph_serves_whoever_enters_and_leaves_no_trace_of_its_capture(data):
+    recipe = Recipe(dropout=0.2)
+
+    def first_loss(pack, lane):
+        while lane not in (losses := pack.ended()):
+            pack.run(go_on)
+        return losses[lane]
+
+    pack = Pack(data, Shape.of(recipe), 2, epochs=2)
+    pack.enter(recipe, 0, None)
+    before = first_loss(pack, 0)  # of the pack's first step, which was also captured
+    pack.leave(0)
+    pack.enter(recipe, 0, None)
+    assert first_loss(pack, 0) == pytest.approx(before, rel=1e-3)
+    state = pack.states([0])[0]
+    other = Pack(data, Shape.of(recipe), 3, epochs=2)
+    other.enter(recipe, 0, state)
+    assert other.progress(0) == (1, 0)
+
+
+def test_a_pool_finds_a_layout_and_remembers_it(tmp_path):
+    (device,) = find_devices("cuda:0")
+    cache = tmp_path / "layouts.json"
+    setup = Setup((device,), None, "sample", Path(), 2, False, tmp_path)
+    with WorkerPool(setup, cache=cache) as pool:
+        pool.start()
+        layout = pool.layout
+        assert layout.width > 1
+        assert pool.alone_epoch_ns > pool.epoch_ns
+    assert cache.exists()
+    with WorkerPool(setup, cache=cache) as pool:
+        pool.start()
+        assert pool.layout == layout
+    with WorkerPool(setup, Layout(1, width=4)) as pool:
+        pool.start()
+        assert pool.layout == Layout(1, width=4)
 
 
 def test_workers_serve_every_gpu(tmp_path):
