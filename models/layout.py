@@ -30,8 +30,7 @@ class Layout:
         workers: processes.
         threads: of each, on a CPU.
         width: trials that each trains as one program.
-        bf16: whether arithmetic is in bfloat16 where PyTorch holds that safe.
-        channels_last: of a trial that trains alone.
+        bf16, channels_last, grouped: see `models.train.Precision`.
     """
 
     workers: int
@@ -39,6 +38,7 @@ class Layout:
     width: int = 1
     bf16: bool = False
     channels_last: bool = True
+    grouped: bool = False
 
     @property
     def slots(self) -> int:
@@ -49,7 +49,8 @@ class Layout:
         processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
         threads = "" if self.threads == 1 else f" of {self.threads} threads"
         width = "" if self.width == 1 else f", packs of {self.width}"
-        return f"{processes}{threads}{width}{', bf16' if self.bf16 else ''}"
+        how = f"{', grouped' if self.grouped else ''}{', bf16' if self.bf16 else ''}"
+        return f"{processes}{threads}{width}{how}"
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,17 @@ def explore(device: str, cores: int, slots: int | None, measure: Measure) -> lis
 
 
 def _on_cpu(cores: int) -> list[Layout]:
-    shapes = [Layout(cores), Layout(1), Layout(1, threads=cores), Layout(cores, width=2)]
+    shapes = [
+        Layout(cores),
+        Layout(1),
+        Layout(1, threads=cores),
+        Layout(cores, width=2, grouped=True),
+    ]
     return list(dict.fromkeys(shapes))
 
 
 def _on_gpu(slots: int | None, measure: Measure) -> list[Timing]:
-    """Wider and wider packs until one brings nothing, then bfloat16 at the best of them."""
+    """Wider and wider packs until one brings nothing; then other arithmetic at the best width."""
     found: list[Timing] = []
     width = min(slots or 1, MOST_PLACES)
     while (ns := measure(Layout(1, width=width))) is not None:
@@ -99,10 +105,10 @@ def _on_gpu(slots: int | None, measure: Measure) -> list[Timing]:
         if slots or width >= _WIDEST or not brings:
             break
         width *= 2
-    if found:
-        rounded = replace(choose(found).layout, bf16=True)
-        if (ns := measure(rounded)) is not None:
-            found.append(Timing(rounded, ns))
+    for other in ({"grouped": True}, {"bf16": True}):
+        layout = replace(choose(found).layout, **other) if found else None
+        if layout is not None and (ns := measure(layout)) is not None:
+            found.append(Timing(layout, ns))
     return found
 
 

@@ -81,7 +81,7 @@ class Pack:
         self._size = min(shape.batch_size, n)
         self.batches = n // self._size
         self._chunk = -(-self.batches // CHUNKS)
-        self._net = StackedCNN(make_network(data, _recipe_of(shape), 0))
+        self._net = StackedCNN(make_network(data, _recipe_of(shape), 0), precision.grouped)
         zeros = _Allocator(data.device, data.dtype, lanes)
         # Of lane j, row j: its trial's weights, momentum, running statistics, and knobs.
         self._weights, self._momentum = zeros(self._net.n_weights), zeros(self._net.n_weights)

@@ -1,9 +1,9 @@
 """The network of `models.cnn` k times at once: weights stacked, one kernel for all.
 
 Activations are `k x channels x n x height x width`. A convolution copies its patches into a matrix
-and multiplies k of those with k weight matrices; channels first, a batch normalisation of k
-networks is one of k times the channels. Weights are rows of one matrix, so that an optimiser's
-step is a handful of operations however many layers there are.
+and multiplies k of those with k weight matrices, or is a grouped one; channels first, a batch
+normalisation of k networks is one of k times the channels. Weights are rows of one matrix, so that
+an optimiser's step is a handful of operations however many layers there are.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ class StackedCNN:
 
     Args:
         network: any one of that shape.
+        grouped: whether convolutions are PyTorch's with k groups, and not matrix products.
     """
 
-    def __init__(self, network: CNN) -> None:
+    def __init__(self, network: CNN, grouped: bool = False) -> None:
+        self._convolve = _convolve_grouped if grouped else _convolve
         self._parameters = [(name, p.shape) for name, p in network.named_parameters()]
         self._sizes = [p.numel() for p in network.parameters()]
         norms = [m for m in network.features if isinstance(m, nn.BatchNorm2d)]
@@ -139,7 +141,7 @@ class StackedCNN:
             )
         )
         for stride in self._strides:
-            x = _convolve(x, next(parts), stride)
+            x = self._convolve(x, next(parts), stride)
             x = F.relu(normalise(x, next(parts), next(parts)))
         features = x.transpose(1, 2).flatten(2)  # k x n x features
         if keep is not None:
@@ -163,6 +165,14 @@ def _convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     else:
         product = torch.mm(matrix.flatten(0, 1), patches[0])
     return product.view(k, out, n, height, width)
+
+
+def _convolve_grouped(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The same by a grouped convolution, with the networks side by side among the channels."""
+    k, out = weight.shape[:2]
+    beside = x.expand(k, *x.shape[1:]).movedim(2, 0).flatten(1, 2)  # n x (k * c) x h x w
+    y = F.conv2d(beside, weight.flatten(0, 1), stride=stride, padding=1, groups=k)
+    return y.unflatten(1, (k, out)).movedim(0, 2)
 
 
 def _read(arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -40,10 +40,17 @@ class Halt(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Precision:
-    """How arithmetic is done on the device."""
+    """How arithmetic is done on the device.
+
+    Attributes:
+        bf16: in bfloat16 where PyTorch holds that safe.
+        channels_last: of a trial that trains alone.
+        grouped: a pack's convolutions, see `models.stacked`.
+    """
 
     bf16: bool = False
     channels_last: bool = True
+    grouped: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which a forward pass runs."""

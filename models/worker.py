@@ -145,7 +145,7 @@ class Worker:
 
     def _take_layout(self, layout: Layout) -> None:
         self._layout = layout
-        self._precision = Precision(layout.bf16, layout.channels_last)
+        self._precision = Precision(layout.bf16, layout.channels_last, layout.grouped)
         self._crews.clear()
         if self._device.type == "cpu":
             torch.set_num_threads(layout.threads)

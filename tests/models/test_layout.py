@@ -30,7 +30,12 @@ def measured(times):
 
 
 def test_on_a_cpu_processes_threads_and_packs_are_compared():
-    times = {Layout(4): 100, Layout(1): 60, Layout(1, threads=4): 30, Layout(4, width=2): 210}
+    times = {
+        Layout(4): 100,
+        Layout(1): 60,
+        Layout(1, threads=4): 30,
+        Layout(4, width=2, grouped=True): 210,
+    }
     measure, asked = measured(times)
     timings = explore("cpu", 4, None, measure)
     assert asked == list(times)
@@ -40,10 +45,10 @@ def test_on_a_cpu_processes_threads_and_packs_are_compared():
 
 
 def test_one_core_has_nothing_to_compare_twice():
-    measure, asked = measured({Layout(1): 10, Layout(1, width=2): 15})
+    measure, asked = measured({Layout(1): 10, Layout(1, width=2, grouped=True): 15})
     timings = explore("cpu", 1, None, measure)
-    assert asked == [Layout(1), Layout(1, width=2)]
-    assert choose(timings).layout == Layout(1, width=2)
+    assert asked == [Layout(1), Layout(1, width=2, grouped=True)]
+    assert choose(timings).layout == asked[1]
 
 
 def test_slots_that_are_given_are_processes_on_a_cpu_and_lanes_on_a_gpu():
@@ -52,7 +57,7 @@ def test_slots_that_are_given_are_processes_on_a_cpu_and_lanes_on_a_gpu():
     assert asked == [Layout(3)]
     measure, asked = measured({Layout(1, width=3): 10, Layout(1, width=3, bf16=True): 5})
     assert choose(explore("cuda:0", 2, 3, measure)).layout == Layout(1, width=3, bf16=True)
-    assert [layout.slots for layout in asked] == [3, 3]
+    assert [layout.slots for layout in asked] == [3, 3, 3]
 
 
 def test_a_gpus_packs_are_widened_until_that_brings_nothing():
@@ -61,7 +66,8 @@ def test_a_gpus_packs_are_widened_until_that_brings_nothing():
     times[Layout(1, width=8, bf16=True)] = 95
     measure, asked = measured(times)
     timings = explore("cuda:0", 8, None, measure)
-    assert [layout.width for layout in asked] == [1, 2, 4, 8, 16, 8]
+    assert [layout.width for layout in asked] == [1, 2, 4, 8, 16, 8, 8]
+    assert asked[-2] == Layout(1, width=8, grouped=True)
     assert choose(timings).layout == Layout(1, width=8)  # bf16 is within the margin
     assert alone_ns(timings) == 100
 
@@ -70,7 +76,7 @@ def test_a_gpus_memory_ends_the_widening():
     times = {Layout(1, width=w): 100 for w in (1, 2, 4)} | {Layout(1, width=4, bf16=True): 50}
     measure, asked = measured(times)
     assert choose(explore("cuda:0", 8, None, measure)).layout == Layout(1, width=4, bf16=True)
-    assert [layout.width for layout in asked] == [1, 2, 4, 8, 4]
+    assert [layout.width for layout in asked] == [1, 2, 4, 8, 4, 4]
 
 
 def test_a_device_that_holds_nothing_is_said_so():
@@ -124,3 +130,4 @@ def test_a_layout_is_said_in_words():
     assert str(Layout(2)) == "2 processes"
     assert str(Layout(1, threads=2)) == "1 process of 2 threads"
     assert str(Layout(1, width=16, bf16=True)) == "1 process, packs of 16, bf16"
+    assert str(Layout(2, width=2, grouped=True)) == "2 processes, packs of 2, grouped"

@@ -106,9 +106,11 @@ def test_each_trial_of_a_pack_trains_as_it_would_alone(data, augment):
 
 
 @pytest.mark.parametrize("layers", [1, 3, 5])
-def test_every_depth_trains_the_same_without_dropout(data, layers):
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_depth_trains_the_same_without_dropout(data, layers, grouped):
     recipes = [replace(r, layers=layers, dropout=0.0) for r in RECIPES]
-    pack = Pack(data, Shape.of(recipes[0]), 3, epochs=EPOCHS)
+    precision = Precision(grouped=grouped)
+    pack = Pack(data, Shape.of(recipes[0]), 3, epochs=EPOCHS, precision=precision)
     for seed, recipe in enumerate(recipes):
         pack.enter(recipe, seed, None)
     found = curves(pack, data, range(3), 1)
