@@ -3,10 +3,13 @@
 import json
 import math
 
+import pytest
+
 from tests.helpers import search
-from tuner.budget import to_ns
+from tuner.budget import Kind, to_ns
 from tuner.reader import RunRow
-from tuner.report import Outcome, main_knobs, worth, write_files
+from tuner.report import Outcome, main_knobs, pace, worth, write_files
+from tuner.terminal import pace_line
 
 
 class Landscape:
@@ -55,3 +58,32 @@ def test_the_main_knobs_are_those_that_scores_depend_on():
     row = RunRow(1, "random", 0, ridge.space, 12, to_ns(200), 0, None, None)
     outcome = Outcome(row, scheduler.history, scheduler.budget.ledger, None, None)
     assert main_knobs([outcome])[0] == "learning_rate"
+
+
+def test_the_pace_is_what_a_minute_bought():
+    scheduler = search(make_smooth(), budget_ns=to_ns(5))
+    scheduler.run()
+    trained = scheduler.history.trained
+    spent = sum(scheduler.budget.ledger.values())
+    row = RunRow(1, "random", 0, make_smooth().space, 12, to_ns(5), 0, None, None)
+    ledger = {**scheduler.budget.ledger, Kind.SEARCH: spent}  # idle for as long again
+    outcome = Outcome(row, scheduler.history, ledger, None)
+    found = pace([outcome, outcome], {"layout": "1 process", "share_ns": 4, "alone_ns": 10})
+    minutes = 2 * spent / 60e9  # of each of the two
+    assert found["trials_per_minute"] == pytest.approx(len(trained) / minutes)
+    epochs = sum(len(t.curve) for t in trained)
+    assert found["epochs_per_minute"] == pytest.approx(epochs / minutes)
+    assert found["idle_share"] == pytest.approx(0.5)
+    assert found["alone_ratio"] == 2.5
+    assert "a training alone would hold it 2.50 times its share" in pace_line({"pace": found})
+    uncalibrated = pace([outcome], None)
+    assert uncalibrated["layout"] is uncalibrated["alone_ratio"] is None
+    assert "alone" not in pace_line({"pace": uncalibrated})
+
+
+def test_a_race_that_trained_nothing_has_no_pace():
+    scheduler = search(make_smooth(), budget_ns=to_ns(5))
+    row = RunRow(1, "random", 0, make_smooth().space, 12, to_ns(5), 0, None, None)
+    outcome = Outcome(row, scheduler.history, scheduler.budget.ledger, None)
+    assert pace([outcome], None) is None
+    assert pace_line({"pace": None}) == "Nothing was trained."
