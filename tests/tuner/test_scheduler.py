@@ -369,3 +369,4 @@ def test_a_second_row_for_the_same_epoch_is_refused(tmp_path):
     store.put_observation(row.id, 0, Observation(1, 0.5, 10))
     with pytest.raises(sqlite3.IntegrityError):
         store.put_observation(row.id, 0, Observation(1, 0.5, 10))
+        store.commit()
