@@ -416,9 +416,15 @@ class History(HistoryView):
         else:
             old = self._trials[number]
             self._trials[number] = trial
-        is_open = not trial.state.is_final
-        _keep(self._open, number, is_open)
-        _keep(self._under_way, number, is_open and trial.epoch < trial.target)
+        if trial.state in _FINAL:
+            self._open.pop(number, None)
+            self._under_way.pop(number, None)
+        else:
+            self._open[number] = None
+            if trial.epoch < trial.target:
+                self._under_way[number] = None
+            else:
+                self._under_way.pop(number, None)
         if old is not None and old.waits:
             self._waiting[old.epoch].remove(number, old.curve[-1].score)
         if trial.waits:
@@ -465,13 +471,6 @@ def _changed(trial: Trial, **changes: object) -> Trial:
         unknown = changes.keys() - trial.__dict__.keys()
         raise TypeError(f"a trial has no {', '.join(sorted(unknown))}")
     return new
-
-
-def _keep(numbers: dict[int, None], number: int, is_in: bool) -> None:
-    if is_in:
-        numbers[number] = None
-    else:
-        numbers.pop(number, None)
 
 
 def _rank(trial: Trial) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""What a decision and an epoch cost does not grow with the history: rows are counted, not seconds."""
+"""What a trial costs does not grow with the history: rows are counted, not seconds."""
 
 import pytest
 
