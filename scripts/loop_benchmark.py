@@ -77,7 +77,7 @@ def _growth_table(runs: Runs, sizes: Sequence[int], curve_us: float) -> Table:
                     f"{n:,}",
                     f"{statistics.median(n / r['cpu_s'] for r in found):,.0f}",
                     f"{1e6 * statistics.median(r['cpu_s'] / r['epochs'] for r in found):.0f}",
-                    f"{statistics.median(r['peak_bytes'] / n for r in found):,.0f}",
+                    f"{statistics.median(r['grown_bytes'] / n for r in found):,.0f}",
                     ratio(_per_trial(found), _per_trial(paired)),
                     str(len(found)),
                 ]
@@ -86,7 +86,7 @@ def _growth_table(runs: Runs, sizes: Sequence[int], curve_us: float) -> Table:
         f"In memory, trials of {EPOCHS} epochs or as many as the policy grants, CPU time; "
         f"{curve_us:.0f} µs of a trial are the landscape's curve",
         (
-            *("entry", "trials", "trials/s", "µs per epoch", "peak bytes per trial"),
+            *("entry", "trials", "trials/s", "µs per epoch", "bytes per trial"),
             *("time per trial, to that of the fewest", "repeats"),
         ),
         rows,

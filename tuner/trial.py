@@ -416,25 +416,35 @@ class History(HistoryView):
         else:
             old = self._trials[number]
             self._trials[number] = trial
-        if trial.state in _FINAL:
-            self._open.pop(number, None)
-            self._under_way.pop(number, None)
-        else:
-            self._open[number] = None
-            if trial.epoch < trial.target:
-                self._under_way[number] = None
-            else:
-                self._under_way.pop(number, None)
-        if old is not None and old.waits:
-            self._waiting[old.epoch].remove(number, old.curve[-1].score)
-        if trial.waits:
-            self._waiting.setdefault(trial.epoch, OpenRanking()).add(number, trial.curve[-1].score)
+        if (
+            old is None
+            or old.state is not trial.state
+            or not (old.epoch < old.target and trial.epoch < trial.target)
+        ):  # else it was under way and still is
+            self._sort(old, trial)
         if not trial.source:
             self._partial_ns += trial.partial_ns - (old.partial_ns if old else 0)
             self._choose(old, trial)
         if trial.is_own:
             self._compare(old, trial)
         return trial
+
+    def _sort(self, old: Trial | None, trial: Trial) -> None:
+        """Keep what is open, and whether that is under way or waits."""
+        number = trial.number
+        if trial.state in _FINAL:
+            self._open.pop(number, None)
+        else:
+            self._open[number] = None
+        if trial.state not in _FINAL and trial.epoch < trial.target:
+            self._under_way[number] = None
+        else:
+            self._under_way.pop(number, None)
+        if old is not None and old.waits:
+            self._waiting[old.epoch].remove(number, old.curve[-1].score)
+        if trial.waits:
+            ranking = self._waiting.setdefault(trial.epoch, OpenRanking())
+            ranking.add(number, trial.curve[-1].score)
 
     def _choose(self, old: Trial | None, trial: Trial) -> None:
         """Keep the incumbent: of what has ended, which never changes, and of what is open."""
