@@ -58,7 +58,7 @@ def test_the_rows_that_a_trial_takes_a_look_at_are_as_few_late_as_early(name, bu
     history = History(landscape.epochs, budget_ns)
     history._trials = Counted()
     searcher, policy = make_entry(f"random+{name}", landscape.space, 0, epochs=landscape.epochs)
-    policy = UpTo(policy, history._trials, 600)
+    policy = UpTo(policy, history._trials, 1_000)
     Scheduler(
         searcher,
         policy,
@@ -67,7 +67,7 @@ def test_the_rows_that_a_trial_takes_a_look_at_are_as_few_late_as_early(name, bu
         Recorder(Budget(budget_ns)),
         seed=0,
     ).run()
-    assert len(history) == 600
-    early = policy.marks[300] - policy.marks[150]
-    late = policy.marks[600] - policy.marks[450]
-    assert late < 1.3 * early  # 2.3 times as much where all of the history is looked at
+    assert len(history) == 1_000
+    early = policy.marks[500] - policy.marks[250]
+    late = policy.marks[1_000] - policy.marks[750]
+    assert late < 1.3 * early  # four times as much where all of the history is looked at
