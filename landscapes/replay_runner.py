@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,10 @@ from tuner.runner import Event, EventKind
 from tuner.trial import Trial
 
 
-@dataclass(frozen=True)
-class _Job:
-    trial: Trial
+class _Job(NamedTuple):
+    number: int
+    scores: list[float]
+    costs: list[int]
     epoch: int  # the last finished
     until: int
     began: int  # reading of the clock at which the epoch in flight began
@@ -42,7 +43,6 @@ class ReplayRunner:
         self._jobs: dict[int, _Job] = {}
         self._queue: list[tuple[int, int, int]] = []  # finish, began, number
         self._began = 0  # sum over jobs
-        self._curves: dict[int, tuple[list[float], list[int]]] = {}
         self._stopping: set[int] = set()
         self._interrupted = False
         self._allowance_ns = 0
@@ -76,9 +76,10 @@ class ReplayRunner:
     def launch(self, trial: Trial, until_epoch: int) -> None:
         """Begin the trial's next epoch, at the reading that the trial says it began at."""
         scores, seconds = self._landscape.curve(trial.config, self._replicate, trial.repeat)
-        self._curves[trial.number] = (scores.tolist(), _to_ns(seconds))
         began = self.clock if trial.clock is None else trial.clock
-        self._begin(_Job(trial, trial.epoch, until_epoch, began))
+        self._begin(
+            _Job(trial.number, scores.tolist(), _to_ns(seconds), trial.epoch, until_epoch, began)
+        )
 
     def stop(self, number: int) -> None:
         """Let the trial end with its epoch in flight."""
@@ -107,51 +108,35 @@ class ReplayRunner:
         return events
 
     def discard(self, trial: Trial) -> None:
-        """Forget the trial's curve."""
-        self._curves.pop(trial.number, None)
+        """There is nothing to forget: a curve is looked up at each launch."""
 
     def close(self) -> None:
         """There is nothing to end."""
 
     def _begin(self, job: _Job) -> None:
-        number = job.trial.number
-        self._jobs[number] = job
+        self._jobs[job.number] = job
         self._began += job.began
-        cost = self._curves[number][1][job.epoch]
-        heapq.heappush(self._queue, (job.began + cost, job.began, number))
+        heapq.heappush(self._queue, (job.began + job.costs[job.epoch], job.began, job.number))
 
     def _leave(self, job: _Job) -> None:
-        del self._jobs[job.trial.number]
+        del self._jobs[job.number]
         self._began -= job.began
 
     def _finish(self, job: _Job) -> Event:
-        number = job.trial.number
-        scores, costs = self._curves[number]
+        number, score, costs = job.number, job.scores[job.epoch], {Kind.TRAIN: job.costs[job.epoch]}
         self._leave(job)
-        self._charged_ns += costs[job.epoch]
-        if math.isnan(scores[job.epoch]):
+        self._charged_ns += job.costs[job.epoch]
+        is_broken = math.isnan(score)
+        ends = is_broken or job.epoch + 1 == job.until or number in self._stopping
+        if ends:
             self._stopping.discard(number)
-            return Event(
-                number,
-                EventKind.INFEASIBLE,
-                {Kind.TRAIN: costs[job.epoch]},
-                self.held_ns,
-                ends=True,
-                reason="the training broke off",
-            )
-        ends = job.epoch + 1 == job.until or number in self._stopping
-        self._stopping.discard(number)
-        if not ends:
-            self._begin(replace(job, epoch=job.epoch + 1, began=self.clock))
-        return Event(
-            number,
-            EventKind.EPOCH,
-            {Kind.TRAIN: costs[job.epoch]},
-            self.held_ns,
-            None if ends else self.clock,
-            ends,
-            scores[job.epoch],
-        )
+        else:
+            self._begin(_Job(number, job.scores, job.costs, job.epoch + 1, job.until, self.clock))
+        if is_broken:
+            why = "the training broke off"
+            return Event(number, EventKind.INFEASIBLE, costs, self.held_ns, ends=True, reason=why)
+        clock = None if ends else self.clock
+        return Event(number, EventKind.EPOCH, costs, self.held_ns, clock, ends, score)
 
     def _cut(self, job: _Job) -> Event:
         self._leave(job)
@@ -159,7 +144,7 @@ class ReplayRunner:
         used = self.clock - job.began
         self._charged_ns += used
         return Event(
-            job.trial.number,
+            job.number,
             EventKind.CUT,
             {Kind.LOST: used},
             self.held_ns,
@@ -171,9 +156,7 @@ class ReplayRunner:
         held = self.held_ns
         self._leave(job)
         self._queue.clear()
-        return Event(
-            job.trial.number, EventKind.PAUSED, {}, held, job.began, True, reason="interrupted"
-        )
+        return Event(job.number, EventKind.PAUSED, {}, held, job.began, True, reason="interrupted")
 
 
 def _to_ns(seconds: NDArray[np.float64]) -> list[int]:

@@ -23,6 +23,7 @@ from landscapes.synthetic import make_landscape, ridge_at
 from scripts.confirm_benchmark import confirm
 from scripts.errors import plain_errors
 from scripts.figures import FOLDER, save
+from scripts.loop_benchmark import loop
 from scripts.rungs_benchmark import rungs
 from scripts.search_benchmark import search
 from scripts.training_benchmark import training
@@ -278,6 +279,7 @@ app.command()(search)
 app.command()(training)
 app.command()(rungs)
 app.command()(confirm)
+app.command()(loop)
 
 if __name__ == "__main__":
     app()

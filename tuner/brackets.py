@@ -5,7 +5,6 @@ A floating logarithm loses a level now and then (3^5, 10^3): levels are counted 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -63,11 +62,10 @@ def hyperband_brackets(rungs: tuple[int, ...], eta: int) -> tuple[Bracket, ...]:
     return tuple(brackets)
 
 
-def promotable(scores: Mapping[int, float], promoted: Collection[int], eta: int) -> list[int]:
-    """Who may go on to the next rung, the best first (Li et al., 2020, algorithm 2).
+def promoted(finished: int, eta: int) -> int:
+    """Of so many trials that have finished a rung, how many may go on (Li et al., 2020).
 
-    Of all trials that have finished the rung, the best floor(n / eta), less those that went on
-    already: not the best of what is left, which would let everyone through in the end.
+    The best floor(n / eta) of all of them, less those that went on already: not of what is left,
+    which would let everyone through in the end.
     """
-    ranked = sorted(scores, key=lambda number: (-scores[number], number))
-    return [number for number in ranked[: len(scores) // eta] if number not in promoted]
+    return finished // eta

@@ -18,6 +18,8 @@ class Kind(enum.Enum):
     SEARCH = "search"  # the device sat idle because the searcher was still thinking
     LOST = "lost"  # work that was ended before it was recorded
 
+    __hash__ = object.__hash__  # a member is the only one of its value; Enum's own is slow
+
 
 Costs = Mapping[Kind, int]
 """Device nanoseconds by kind."""

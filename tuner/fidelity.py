@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, TypeAlias
 
-from tuner.brackets import Bracket, halving_bracket, hyperband_brackets, promotable
+from tuner.brackets import Bracket, halving_bracket, hyperband_brackets, promoted
 from tuner.trial import HistoryView, Trial, TrialState
 
 
@@ -98,24 +97,19 @@ class MedianStopping:
 
     def next_action(self, history: HistoryView) -> Action:
         """Go on with the trial that waits, or stop it; with none, begin one."""
-        for trial in history.running:
-            if _waits(trial):
-                if self._is_hopeless(trial, history):
-                    return Stop(trial.number)
-                return Resume(trial.number, trial.epoch + 1)
-        completed = sum(t.state is TrialState.COMPLETED for t in history.own)
-        has_enough = completed >= _COMPLETED_BEFORE_MEDIAN
+        for trial in _in_order(history):
+            if self._is_hopeless(trial, history):
+                return Stop(trial.number)
+            return Resume(trial.number, trial.epoch + 1)
+        has_enough = len(history.means_until(self._first)) >= _COMPLETED_BEFORE_MEDIAN
         return _sample(history, self._first if has_enough else self._last)
 
     def _is_hopeless(self, trial: Trial, history: HistoryView) -> bool:
-        averages = [
-            statistics.fmean(o.score for o in t.curve[: trial.epoch])
-            for t in history.own
-            if t.state is TrialState.COMPLETED
-        ]
-        if len(averages) < _COMPLETED_BEFORE_MEDIAN:
+        means = history.means_until(trial.epoch)
+        if len(means) < _COMPLETED_BEFORE_MEDIAN:
             return False
-        return max(o.score for o in trial.curve) < statistics.median(averages)
+        middle = (means[len(means) // 2] + means[(len(means) - 1) // 2]) / 2
+        return max(o.score for o in trial.curve) < middle
 
 
 class Asha:
@@ -130,33 +124,33 @@ class Asha:
 
     def next_action(self, history: HistoryView) -> Action:
         """Promote, or drop a trial that never can be, or begin a new one."""
-        waiting = [t for t in history.running if _waits(t)]
         for lower, upper in reversed(list(pairwise(self._rungs))):
-            here = {t.number for t in waiting if t.epoch == lower}
+            here = history.waiting.get(lower)
             if not here:
                 continue
-            scores = _scores_at(history, lower)
-            candidates = promotable(scores, scores.keys() - here, self._eta)
-            if history.is_exhausted:  # what is left of the budget goes to the best there are
-                candidates = sorted(here, key=lambda n: (-scores[n], n))
-            if candidates:
-                return Resume(candidates[0], upper)
-        hopeless = self._hopeless(history, waiting)
+            finished = history.finished_at(lower)
+            best = here.best
+            rank = finished.place(best, history[best].score_at(lower))
+            # Where there is nobody to come, what is left of the budget goes to the best there are.
+            if history.is_exhausted or rank < promoted(len(finished), self._eta):
+                return Resume(best, upper)
+        hopeless = self._hopeless(history)
         return Stop(hopeless) if hopeless is not None else _sample(history, self._rungs[0])
 
-    def _hopeless(self, history: HistoryView, waiting: Sequence[Trial]) -> int | None:
+    def _hopeless(self, history: HistoryView) -> int | None:
         """A paused trial that will not be promoted, whose checkpoint only takes up space.
 
         Of those that wait at a rung the better go first: who comes after as many as all that is
         left of the budget could take to the next rung has no hope, whatever is found meanwhile.
         Beyond `_MOST_PAUSED` the worst of the lowest rung is given up in any case.
         """
-        if len(waiting) > _MOST_PAUSED:
-            return min(waiting, key=lambda t: (t.epoch, t.curve[-1].score, -t.number)).number
+        waiting = history.waiting
+        if sum(map(len, waiting.values())) > _MOST_PAUSED:
+            return waiting[min(epoch for epoch, here in waiting.items() if here)].worst
         for lower, upper in pairwise(self._rungs):
-            here = [t for t in waiting if t.epoch == lower]
+            here = waiting.get(lower, ())
             if len(here) > 1 and len(here) > _affordable(history, upper - lower):
-                return min(here, key=lambda t: (t.curve[-1].score, -t.number)).number
+                return waiting[lower].worst
         return None
 
 
@@ -172,11 +166,11 @@ class AshaStopping:
 
     def next_action(self, history: HistoryView) -> Action:
         """Judge the trial that waits; with none, begin one."""
-        for trial in history.running:
-            if _waits(trial) and trial.epoch in self._rungs[:-1]:
-                scores = _scores_at(history, trial.epoch)
-                better = sum(s > trial.curve[-1].score for s in scores.values())
-                if better >= max(1, len(scores) // self._eta):
+        for trial in _in_order(history):
+            if trial.epoch in self._rungs[:-1]:
+                finished = history.finished_at(trial.epoch)
+                better = finished.above(trial.score_at(trial.epoch))
+                if better >= max(1, promoted(len(finished), self._eta)):
                     return Stop(trial.number)
                 return Resume(trial.number, self._rungs[self._rungs.index(trial.epoch) + 1])
         return _sample(history, self._rungs[0])
@@ -204,18 +198,30 @@ class Halving:
 
     def next_action(self, history: HistoryView) -> Action:
         """The first thing that any bracket has to do, the oldest bracket first."""
-        own, first = history.own, 0
-        for bracket in itertools.cycle(self._brackets):
-            members = own[first : first + bracket.sizes[0]]
-            first += bracket.sizes[0]
-            is_whole = len(members) == bracket.sizes[0]
-            if is_whole or (history.is_exhausted and members):
-                action = _within(bracket, members)
-                if action is not None:
-                    return action
-            if not is_whole:
+        numbers = history.own_numbers
+        last, growing = self._bracket_of(len(numbers))  # the only one that is not whole
+        # A bracket whose members have all ended has nothing to do, and need not be looked at.
+        members = (bisect_left(numbers, t.number) for t in history.running if t.is_own)
+        at_work = dict(map(self._bracket_of, members))
+        for first in sorted(at_work):
+            bracket = at_work[first]
+            if first == last and not history.is_exhausted:
                 break
-        return _sample(history, bracket.epochs[0])
+            trials = [history[n] for n in numbers[first : first + bracket.sizes[0]]]
+            action = _within(bracket, trials)
+            if action is not None:
+                return action
+        return _sample(history, growing.epochs[0])
+
+    def _bracket_of(self, member: int) -> tuple[int, Bracket]:
+        """The bracket that the own trial in this place belongs to, and where it begins."""
+        cycle = sum(bracket.sizes[0] for bracket in self._brackets)
+        first = member - member % cycle
+        for bracket in self._brackets:
+            if member < first + bracket.sizes[0]:
+                break
+            first += bracket.sizes[0]
+        return first, bracket
 
 
 def _within(bracket: Bracket, members: Sequence[Trial]) -> Action | None:
@@ -224,7 +230,7 @@ def _within(bracket: Bracket, members: Sequence[Trial]) -> Action | None:
     for k, until in enumerate(bracket.epochs):
         if k:
             below = bracket.epochs[k - 1]
-            alive.sort(key=lambda t: (-_score_at(t, below), t.number))
+            alive.sort(key=lambda t: (-t.score_at(below), t.number))
             for trial in alive[max(1, bracket.sizes[k]) :]:
                 if trial.state is TrialState.PAUSED and trial.epoch == below:
                     return Stop(trial.number)
@@ -307,27 +313,9 @@ def _sample(history: HistoryView, until_epoch: int) -> Action:
     return Done() if history.is_exhausted else Sample(until_epoch)
 
 
-def _waits(trial: Trial) -> bool:
-    """Whether a trial has come as far as it was sent, and waits for a decision."""
-    return trial.state is TrialState.PAUSED and 0 < trial.epoch >= trial.target
-
-
-def _score_at(trial: Trial, epoch: int) -> float:
-    """The score at an epoch; infinitely bad where the trial never came so far.
-
-    It stays as it was where the trial broke off later on: ranks that shift afterwards would take
-    back what has been decided by them.
-    """
-    return trial.curve[epoch - 1].score if len(trial.curve) >= epoch else -math.inf
-
-
-def _scores_at(history: HistoryView, rung: int) -> dict[int, float]:
-    """The scores at a rung by trial; one that broke before it has finished it, infinitely bad."""
-    return {
-        t.number: _score_at(t, rung)
-        for t in history.own
-        if len(t.curve) >= rung or t.state in (TrialState.INFEASIBLE, TrialState.FAILED)
-    }
+def _in_order(history: HistoryView) -> list[Trial]:
+    """Trials that wait for a decision, by number."""
+    return [history[n] for n in sorted(n for here in history.waiting.values() for n in here)]
 
 
 def _affordable(history: HistoryView, epochs: int) -> float:
@@ -335,8 +323,8 @@ def _affordable(history: HistoryView, epochs: int) -> float:
 
     A bound from above: at the cost of the cheapest epoch that was seen.
     """
-    costs = [o.device_ns for t in history.own for o in t.curve]
-    if history.budget_ns is None or not costs:
+    cheapest_ns = history.cheapest_epoch_ns
+    if history.budget_ns is None or cheapest_ns is None:
         return math.inf
     left_ns = max(0, history.budget_ns - history.charged_ns)
-    return left_ns // max(1, min(costs) * epochs) + 1
+    return left_ns // max(1, cheapest_ns * epochs) + 1

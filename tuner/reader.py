@@ -56,14 +56,15 @@ class StudyReader:
 
     def runs(self) -> list[RunRow]:
         """All runs in the order in which they were added."""
-        rows = self._db.execute(
-            "SELECT id, searcher, seed, space, max_epochs, budget_ns, clock, test_score, tested "
-            "FROM run ORDER BY id"
-        )
-        return [
-            RunRow(i, name, seed, SearchSpace.from_json(json.loads(space)), *rest)
-            for i, name, seed, space, *rest in rows
-        ]
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT id, searcher, seed, space, max_epochs, budget_ns, clock, test_score, "
+                "tested FROM run ORDER BY id"
+            )
+            return [
+                RunRow(i, name, seed, SearchSpace.from_json(json.loads(space)), *rest)
+                for i, name, seed, space, *rest in rows
+            ]
 
     def trials(self, run: RunRow) -> list[Trial]:
         """The run's trials as recorded, by number."""

@@ -33,7 +33,7 @@ class EventKind(enum.Enum):
     IDLE = "idle"  # device time that no trial used
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened, and what it cost.
 

@@ -39,8 +39,9 @@ class Recorder:
         """Spend, and note what for."""
         if any(costs.values()):
             self.budget.charge(costs, number)
-            self.charges.append((costs, number))
-            if self.store is not None:
+            if self.store is None:
+                self.charges.append((costs, number))
+            else:
                 self.store.charge(self.run, costs, number)
 
     def commit(self) -> None:
@@ -134,7 +135,7 @@ class Scheduler:
     def next_epoch_ns(self) -> int | None:
         """What the epoch that comes next is expected to cost; None where the search is over."""
         if broken_off := self._broken_off():
-            return self._epoch_ns(broken_off[0])
+            return self._epoch_ns(broken_off)
         match self._policy.next_action(self._view):
             case Done():
                 return None
@@ -162,9 +163,8 @@ class Scheduler:
                 over = turn_ns is not None and self.held_ns - self._base_ns >= turn_ns
                 if not over and not self._interrupted:
                     self._fill_slots()
-                stuck = not self._runner.free_slots and self._affordable_epochs(None)
-                if not self._in_flight and (over or self._interrupted or not stuck):
-                    break  # else a worker is being started, and the budget can wait for it
+                if not self._in_flight and (over or self._interrupted or not self._is_starting):
+                    break
                 if over and stopping != self._in_flight:
                     for number in self._in_flight - stopping:
                         self._runner.stop(number)
@@ -184,6 +184,11 @@ class Scheduler:
                 self.history.update(trial.number, reason=reason)
             self._recorder.commit()
 
+    @property
+    def _is_starting(self) -> bool:
+        """Whether no slot is free though nothing runs: a worker is being started, to wait for."""
+        return not self._runner.free_slots and self._affordable_epochs(None) > 0
+
     # -- what to do next -------------------------------------------------------------------------
 
     def _fill_slots(self) -> None:
@@ -193,12 +198,12 @@ class Scheduler:
     def _launch_one(self) -> bool:
         """Put one trial into a free slot; False where there is nothing to do or to pay it with."""
         if broken_off := self._broken_off():
-            return self._launch(broken_off[0])
+            return self._launch(broken_off, broken_off.target)
         match self._policy.next_action(self._view):
             case Sample(until_epoch):
                 return self._start(until_epoch)
             case Resume(number, until_epoch):
-                return self._launch(replace(self.history[number], target=until_epoch))
+                return self._launch(self.history[number], until_epoch)
             case Repeat(number, until_epoch):
                 return self._repeat(self.history[number], until_epoch)
             case Stop(number):
@@ -209,17 +214,13 @@ class Scheduler:
             case _:
                 return False
 
-    def _broken_off(self) -> list[Trial]:
+    def _broken_off(self) -> Trial | None:
         """What was broken off, by a signal, a fault or the end of a turn: it goes on first.
 
         Before all else what a replay had in flight, which holds reservations already.
         """
-        waiting = [
-            t
-            for t in self.history.running
-            if t.number not in self._in_flight and t.epoch < t.target
-        ]
-        return sorted(waiting, key=lambda t: t.clock is None)
+        waiting = (t for t in self.history.under_way if t.number not in self._in_flight)
+        return min(waiting, key=lambda t: t.clock is None, default=None)
 
     def _start(self, until_epoch: int) -> bool:
         if self.history.is_exhausted or not self._affordable_epochs(None):
@@ -230,8 +231,7 @@ class Scheduler:
             self.history.is_exhausted = True
             self._recorder.exhausted()
             return self._launch_one()  # the policy may have another use for what is left
-        trial = self._new_trial(config, until_epoch)
-        return self._launch(self.history.start(replace(trial, note=self._searcher.fallback)))
+        return self._begin(config, until_epoch, note=self._searcher.fallback)
 
     def _repeat(self, trial: Trial, until_epoch: int) -> bool:
         """Train a configuration again; False where the budget does not pay for all of it.
@@ -241,45 +241,49 @@ class Scheduler:
         is_limited = self.history.max_epochs is not None
         if self._affordable_epochs(trial) < (until_epoch if is_limited else 1):
             return False
-        again = self._new_trial(trial.config, until_epoch)
-        return self._launch(self.history.start(replace(again, confirms=trial.number)))
+        return self._begin(trial.config, until_epoch, confirms=trial.number)
 
-    def _new_trial(self, config: Config, until_epoch: int) -> Trial:
+    def _begin(
+        self, config: Config, until_epoch: int, *, note: str = "", confirms: int | None = None
+    ) -> bool:
         repeat = self.history.trainings(config)
-        return Trial(
+        trial = Trial(
             len(self.history),
             config,
             trial_seed(self._seed, config, repeat),
             until_epoch,
             started_ns=self._base_ns + self._runner.held_ns,
+            note=note,
             repeat=repeat,
+            confirms=confirms,
         )
+        return self._launch(self.history.start(trial), until_epoch)
 
-    def _launch(self, trial: Trial) -> bool:
+    def _launch(self, trial: Trial, target: int) -> bool:
         """Train a trial as far as the budget pays for; False where that is not one epoch."""
-        if trial.clock is not None:  # a replay goes on under the reservation that it had
-            self.budget.restore(trial.number, trial.reserved_ns)
-            granted = trial.granted
+        number, clock = trial.number, trial.clock
+        granted, reserved_ns = trial.granted, trial.reserved_ns
+        if clock is not None:  # a replay goes on under the reservation that it had
+            self.budget.restore(number, reserved_ns)
         else:
-            epochs = min(self._affordable_epochs(trial), trial.target - trial.epoch)
-            reserve_ns = epochs * self._epoch_ns(trial)
-            if epochs < 1 or not self.budget.reserve(trial.number, reserve_ns):
-                self.history.update(trial.number, state=TrialState.PAUSED)
+            epochs = min(self._affordable_epochs(trial), target - trial.epoch)
+            granted, reserved_ns = trial.epoch + epochs, epochs * self._epoch_ns(trial)
+            if epochs < 1 or not self.budget.reserve(number, reserved_ns):
+                self.history.update(number, state=TrialState.PAUSED)
                 return False
-            granted = trial.epoch + epochs
-            trial = replace(trial, reserved_ns=reserve_ns, clock=self._runner.clock)
-        self.history.update(
-            trial.number,
+            clock = self._runner.clock
+        trial = self.history.update(
+            number,
             state=TrialState.RUNNING,
             reason="",
-            target=trial.target,
+            target=target,
             granted=granted,
-            reserved_ns=trial.reserved_ns,
-            clock=trial.clock,
+            reserved_ns=reserved_ns,
+            clock=clock,
         )
         self._recorder.commit()  # the row is durable before the device acts on it
-        self._runner.launch(self.history[trial.number], granted)
-        self._in_flight.add(trial.number)
+        self._runner.launch(trial, granted)
+        self._in_flight.add(number)
         return True
 
     def _epoch_ns(self, trial: Trial | None) -> int:
@@ -304,8 +308,7 @@ class Scheduler:
             self._recorder.charge(event.costs, event.number)
             if event.number is not None:
                 old = self.history[event.number]
-                self._record(event)
-                changes.append((old, self.history[event.number]))
+                changes.append((old, self._record(old, event)))
         if events:
             self._recorder.read(self._runner.clock)
             self._recorder.commit()
@@ -319,14 +322,12 @@ class Scheduler:
                 f"{self._failures} trials in a row failed, the last with: {last.reason}"
             )
 
-    def _record(self, event: Event) -> None:
-        number = event.number
-        if number is None:
-            return
-        trial = self.history[number]
-        cost_ns = sum(event.costs.values())
+    def _record(self, trial: Trial, event: Event) -> Trial:
+        """Note in the history what has happened to a trial; the trial as it is then."""
+        number = trial.number
         if event.kind is EventKind.EPOCH:
-            self.history.observe(
+            cost_ns = sum(event.costs.values())
+            trial = self.history.observe(
                 number,
                 Observation(
                     trial.epoch + 1,
@@ -344,43 +345,44 @@ class Scheduler:
         if event.ends:
             self._in_flight.discard(number)
             self.budget.release(number)
-            self._end(self.history[number], event)
-        if self.history[number].state is TrialState.FAILED:
+            trial = self._end(trial, event)
+        if trial.state is TrialState.FAILED:
             self._failures += 1
         elif event.kind is EventKind.EPOCH:
             self._failures = 0
+        return trial
 
-    def _end(self, trial: Trial, event: Event) -> None:
+    def _end(self, trial: Trial, event: Event) -> Trial:
         """Put a trial that gave its slot back into the state that the event leaves it in."""
         number, kind = trial.number, event.kind
         if kind is EventKind.EPOCH:
             is_complete = trial.epoch == self.history.max_epochs
             state = TrialState.COMPLETED if is_complete else TrialState.PAUSED
-            self.history.update(number, state=state, clock=None)
-        elif kind in FINAL_STATE:
+            return self.history.update(number, state=state, clock=None)
+        if kind in FINAL_STATE:
             paid_ns = trial.partial_ns + sum(event.costs.values())
             self.history.update(number, partial_ns=paid_ns)
-            self.history.close(number, FINAL_STATE[kind], event.reason)
-        elif kind is EventKind.INTERRUPTED:
+            return self.history.close(number, FINAL_STATE[kind], event.reason)
+        if kind is EventKind.INTERRUPTED:
             faults = trial.faults + 1
             gone = faults > MAX_FAULTS
-            self.history.update(
+            return self.history.update(
                 number,
                 state=TrialState.FAILED if gone else TrialState.INTERRUPTED,
                 reason=f"{faults} times: {event.reason}" if gone else event.reason,
                 faults=faults,
                 clock=None,
             )
-        else:  # PAUSED where it is, or CUT back to its last checkpoint
-            kept = {k: ns for k, ns in event.costs.items() if k is not Kind.LOST}
-            self.history.update(
-                number,
-                state=TrialState.PAUSED,
-                reason=event.reason,
-                clock=event.clock,
-                partial_ns=trial.partial_ns + sum(kept.values()),
-                midway=event.checkpoint or trial.midway,
-            )
+        # PAUSED where it is, or CUT back to its last checkpoint
+        kept = {k: ns for k, ns in event.costs.items() if k is not Kind.LOST}
+        return self.history.update(
+            number,
+            state=TrialState.PAUSED,
+            reason=event.reason,
+            clock=event.clock,
+            partial_ns=trial.partial_ns + sum(kept.values()),
+            midway=event.checkpoint or trial.midway,
+        )
 
     def _sweep(self, old: Trial, new: Trial) -> None:
         """Discard what an event made useless, by the trial as it was before and after it."""

@@ -19,9 +19,12 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+_in_order = json.JSONEncoder(sort_keys=True).encode
+
+
 def config_text(config: Config) -> str:
     """A configuration as text: equal for equal ones, whatever the order of their knobs."""
-    return json.dumps(dict(config), sort_keys=True)
+    return _in_order(dict(config))
 
 
 def trial_seed(study_seed: int, config: Config, repeat: int = 0) -> int:

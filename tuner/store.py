@@ -2,6 +2,8 @@
 
 Every decision is a committed row before it is acted on, and an epoch's row and its charge are in
 one transaction, so whatever a killed driver leaves behind is a state that a search can go on from.
+Until then nothing is durable, so rows are gathered and written together when they are committed,
+or read: a trial that changed often in between is one row.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import json
 import mmap
 import sqlite3
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tuner.budget import Costs, Kind
 from tuner.files import FileLock
@@ -53,6 +56,11 @@ _ADD_CHARGE = (
     f"INSERT INTO charge (run, number, {', '.join(_KINDS)}) "  # noqa: S608, names of an enum
     f"VALUES (?, ?, {', '.join('?' * len(_KINDS))})"
 )
+_ADD_OBSERVATION = "INSERT INTO observation VALUES (?, ?, ?, ?, ?, ?, ?)"
+_PUT_TRIAL = f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 21)})"  # noqa: S608
+_SET_CLOCK = "UPDATE run SET clock = ? WHERE id = ?"
+
+_Row: TypeAlias = tuple[object, ...]
 
 
 class Store(StudyReader):
@@ -77,6 +85,10 @@ class Store(StudyReader):
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the study {path}")
         self.commit_every_s = commit_every_s
         self._committed = time.monotonic()
+        self._trials: dict[tuple[int, int], Trial] = {}  # what is to be written
+        self._observations: list[_Row] = []
+        self._charges: list[_Row] = []
+        self._clocks: dict[int, int] = {}
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             if not create:
@@ -132,7 +144,7 @@ class Store(StudyReader):
 
     def set_clock(self, run: int, clock: int) -> None:
         """Keep the reading of a run's virtual clock."""
-        self._db.execute("UPDATE run SET clock = ? WHERE id = ?", (clock, run))
+        self._clocks[run] = clock
 
     def set_test_score(self, run: int, score: float, tested: str) -> None:
         """Keep the test accuracy of a run's winner, with the hash of what was tested."""
@@ -151,54 +163,41 @@ class Store(StudyReader):
 
     def charge(self, run: int, costs: Costs, number: int | None) -> None:
         """Append one line to the run's ledger."""
-        values = [costs.get(kind, 0) for kind in Kind]
-        self._db.execute(_ADD_CHARGE, (run, number, *values))
+        self._charges.append((run, number, *(costs.get(kind, 0) for kind in Kind)))
 
     def put_trial(self, run: int, trial: Trial) -> None:
         """Write a trial's row, all but its curve."""
-        mark, midway = trial.checkpoint, trial.midway
-        self._db.execute(
-            f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 21)})",  # noqa: S608
-            (
-                run,
-                trial.number,
-                json.dumps(dict(trial.config)),
-                trial.seed,
-                trial.target,
-                trial.state.name,
-                trial.started_ns,
-                trial.granted,
-                trial.reserved_ns,
-                trial.clock,
-                trial.partial_ns,
-                trial.faults,
-                trial.reason,
-                trial.note,
-                trial.source,
-                trial.repeat,
-                trial.confirms,
-                mark.name if mark else None,
-                mark.sha256 if mark else None,
-                midway.name if midway else None,
-                midway.sha256 if midway else None,
-            ),
-        )
+        self._trials[run, trial.number] = trial
 
     def put_observation(self, run: int, number: int, observation: Observation) -> None:
-        """Append one epoch of a trial; the same epoch twice is an error."""
-        fields = asdict(observation)
-        fields["metrics"] = json.dumps(dict(observation.metrics))
-        self._db.execute(
-            "INSERT INTO observation VALUES (?, ?, ?, ?, ?, ?, ?)", (run, number, *fields.values())
-        )
+        """Append one epoch of a trial; the same epoch twice is an error when it is written."""
+        o, metrics = observation, json.dumps(dict(observation.metrics))
+        self._observations.append((run, number, o.epoch, o.score, o.device_ns, o.at_ns, metrics))
 
     def commit(self, *, force: bool = False) -> None:
         """Make everything so far durable, at the latest `commit_every_s` from now."""
         now = time.monotonic()
         if force or now - self._committed >= self.commit_every_s:
+            self._write()
             self._db.execute("COMMIT")
             self._db.execute("BEGIN")
             self._committed = now
+
+    def _write(self) -> None:
+        """Bring the tables up to date, within the transaction."""
+        trials = (_row_of(run, trial) for (run, _), trial in self._trials.items())
+        self._db.executemany(_PUT_TRIAL, trials)
+        self._db.executemany(_ADD_OBSERVATION, self._observations)
+        self._db.executemany(_ADD_CHARGE, self._charges)
+        self._db.executemany(_SET_CLOCK, [(clock, run) for run, clock in self._clocks.items()])
+        for gathered in (self._trials, self._observations, self._charges, self._clocks):
+            gathered.clear()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        self._write()
+        with super()._reading():
+            yield
 
     # -- a sign of life --------------------------------------------------------------------------
 
@@ -246,3 +245,30 @@ class StoredHistory(History):
     def _place(self, trial: Trial) -> Trial:
         self._store.put_trial(self._run, super()._place(trial))
         return trial
+
+
+def _row_of(run: int, trial: Trial) -> _Row:
+    mark, midway = trial.checkpoint, trial.midway
+    return (
+        run,
+        trial.number,
+        json.dumps(dict(trial.config)),
+        trial.seed,
+        trial.target,
+        trial.state.name,
+        trial.started_ns,
+        trial.granted,
+        trial.reserved_ns,
+        trial.clock,
+        trial.partial_ns,
+        trial.faults,
+        trial.reason,
+        trial.note,
+        trial.source,
+        trial.repeat,
+        trial.confirms,
+        mark.name if mark else None,
+        mark.sha256 if mark else None,
+        midway.name if midway else None,
+        midway.sha256 if midway else None,
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 import math
+import statistics
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tuner.ranking import OpenRanking, Ranking
 from tuner.seeding import config_text
 from tuner.space import Config
 
@@ -26,6 +29,8 @@ class TrialState(enum.Enum):
     INTERRUPTED = "INTERRUPTED"  # the machine's fault; goes on from its last epoch
     FAILED = "FAILED"  # interrupted once too often
 
+    __hash__ = object.__hash__  # a member is the only one of its value; Enum's own is slow
+
     @property
     def is_final(self) -> bool:
         """Whether a trial in this state will never train again."""
@@ -35,9 +40,10 @@ class TrialState(enum.Enum):
 _FINAL = frozenset(
     {TrialState.COMPLETED, TrialState.STOPPED, TrialState.INFEASIBLE, TrialState.FAILED}
 )
+_BROKEN = frozenset({TrialState.INFEASIBLE, TrialState.FAILED})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Observation:
     """One epoch of a trial.
 
@@ -116,9 +122,25 @@ class Trial:
     @property
     def score(self) -> float | None:
         """The score of the latest epoch; None where there is none that counts."""
-        if self.state in (TrialState.INFEASIBLE, TrialState.FAILED) or not self.curve:
-            return None
-        return self.curve[-1].score
+        return self.curve[-1].score if self.curve and self.state not in _BROKEN else None
+
+    def score_at(self, epoch: int) -> float:
+        """The score after an epoch; infinitely bad where the trial never came so far.
+
+        It stays as it was where the trial broke off later on: ranks that shift afterwards would
+        take back what has been decided by them.
+        """
+        return self.curve[epoch - 1].score if len(self.curve) >= epoch else -math.inf
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has come as far as it was sent, and waits for a decision."""
+        return self.state is TrialState.PAUSED and 0 < self.epoch >= self.target
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a policy answers for it: not taken over, and not a training that repeats one."""
+        return not self.source and self.confirms is None
 
     @property
     def device_ns(self) -> int:
@@ -155,10 +177,17 @@ class HistoryView:
         self.budget_ns = budget_ns
         self.is_exhausted = False
         self._trials: list[Trial] = []
+        self._own: list[int] = []
         self._open: dict[int, None] = {}  # unfinished trials, an ordered set
+        self._under_way: dict[int, None] = {}  # those of them that have not reached their target
+        self._waiting: dict[int, OpenRanking] = {}  # those that wait for a decision, by epoch
+        self._finished_at: dict[int, OpenRanking] = {}  # for the epochs that were asked for
+        self._means_until: dict[int, list[float]] = {}  # likewise
         self._best: Trial | None = None
+        self._best_ended: Trial | None = None
         self._epochs = 0
         self._epochs_ns = 0
+        self._cheapest_ns: int | None = None
         self._partial_ns = 0
         self._reading_ns = 0  # the latest of the run's device time
         self._begun: Counter[str] = Counter()  # trainings of each configuration
@@ -183,7 +212,12 @@ class HistoryView:
 
         Not those taken over from another search, nor trainings that only repeat one.
         """
-        return tuple(t for t in self._trials if not t.source and t.confirms is None)
+        return tuple(self._trials[n] for n in self._own)
+
+    @property
+    def own_numbers(self) -> Sequence[int]:
+        """The numbers of `own`, ascending: without a look at all of them."""
+        return self._own
 
     @property
     def trained(self) -> tuple[Trial, ...]:
@@ -198,6 +232,16 @@ class HistoryView:
     def running(self) -> tuple[Trial, ...]:
         """Trials whose result is still to come, by number: running, paused, interrupted."""
         return tuple(self._trials[n] for n in sorted(self._open))
+
+    @property
+    def under_way(self) -> tuple[Trial, ...]:
+        """Trials that have not come as far as they were sent, in flight or not, by number."""
+        return tuple(self._trials[n] for n in sorted(self._under_way))
+
+    @property
+    def waiting(self) -> Mapping[int, Ranking]:
+        """Trials that have come as far as they were sent and wait, ranked, by their epoch."""
+        return self._waiting
 
     @property
     def finished(self) -> tuple[Trial, ...]:
@@ -253,6 +297,32 @@ class HistoryView:
         """Mean device time of an epoch of this search itself; None before the first."""
         return self._epochs_ns // self._epochs if self._epochs else None
 
+    @property
+    def cheapest_epoch_ns(self) -> int | None:
+        """Device time of the cheapest epoch of `own` trials; None before the first."""
+        return self._cheapest_ns
+
+    def finished_at(self, epoch: int) -> Ranking:
+        """The ranking of `own` trials at an epoch; who broke before it is in it, infinitely bad.
+
+        Made of the whole history when it is first asked for, and kept from then on.
+        """
+        if epoch not in self._finished_at:
+            ranking = self._finished_at[epoch] = OpenRanking()
+            for number in self._own:
+                _rank_at(epoch, ranking, None, self._trials[number])
+        return self._finished_at[epoch]
+
+    def means_until(self, epoch: int) -> Sequence[float]:
+        """Of every completed `own` trial the mean score until an epoch, ascending.
+
+        Made of the whole history when it is first asked for, and kept from then on.
+        """
+        if epoch not in self._means_until:
+            whole = (t for t in self.own if t.state is TrialState.COMPLETED and t.curve)
+            self._means_until[epoch] = sorted(_mean_until(t, epoch) for t in whole)
+        return self._means_until[epoch]
+
     def scores_at(self, epoch: int) -> dict[int, float]:
         """Scores at exactly this epoch, by trial number, of all trials that reached it."""
         return {
@@ -276,14 +346,11 @@ class History(HistoryView):
         """Append a new trial, whose number must be the next one."""
         if trial.number != len(self._trials):
             raise ValueError(f"expected trial {len(self._trials)} to start, got {trial.number}")
-        self._trials.append(trial)
         self._begin(trial)
-        self._place(trial)
-        return trial
+        return self._place(trial)
 
     def restore(self, trial: Trial) -> None:
         """Append a trial as it is on record, with its curve and state; it is not written down."""
-        self._trials.append(trial)
         self._begin(trial)
         for observation in trial.curve:
             self._count(trial, observation)
@@ -319,7 +386,6 @@ class History(HistoryView):
     def _begin(self, trial: Trial) -> None:
         if not trial.source:
             self._begun[config_text(trial.config)] += 1
-            self._partial_ns += trial.partial_ns
             self._reading_ns = max(self._reading_ns, trial.started_ns)
 
     def _count(self, trial: Trial, observation: Observation) -> None:
@@ -327,6 +393,10 @@ class History(HistoryView):
             self._epochs += 1
             self._epochs_ns += observation.device_ns
             self._reading_ns = max(self._reading_ns, observation.at_ns)
+        if trial.is_own and (
+            self._cheapest_ns is None or observation.device_ns < self._cheapest_ns
+        ):
+            self._cheapest_ns = observation.device_ns
 
     def _open_trial(self, number: int) -> Trial:
         if not 0 <= number < len(self._trials):
@@ -336,37 +406,106 @@ class History(HistoryView):
         return self._trials[number]
 
     def _place(self, trial: Trial) -> Trial:
-        if not trial.source:
-            self._partial_ns += trial.partial_ns - self._trials[trial.number].partial_ns
-        self._trials[trial.number] = trial
-        if trial.state.is_final:
-            self._open.pop(trial.number, None)
+        """Put a trial, new or changed, where every question will find it."""
+        number = trial.number
+        if number == len(self._trials):
+            old = None
+            self._trials.append(trial)
+            if trial.is_own:
+                self._own.append(number)
         else:
-            self._open[trial.number] = None
-        if trial.source:
-            return trial
-        best = self._best
-        if best is not None and best.number == trial.number:
-            # The incumbent itself changed: where it fell, another may be the best now.
-            fell = trial.score is None or best.score is None or trial.score < best.score
-            self._best = max(self.trained, key=_rank) if fell else trial
-        elif trial.score is not None and (best is None or _rank(trial) > _rank(best)):
-            self._best = trial
-        if self._best is not None and self._best.score is None:
-            self._best = None
+            old = self._trials[number]
+            self._trials[number] = trial
+        if (
+            old is None
+            or old.state is not trial.state
+            or not (old.epoch < old.target and trial.epoch < trial.target)
+        ):  # else it was under way and still is
+            self._sort(old, trial)
+        if not trial.source:
+            self._partial_ns += trial.partial_ns - (old.partial_ns if old else 0)
+            self._choose(old, trial)
+        if trial.is_own:
+            self._compare(old, trial)
         return trial
+
+    def _sort(self, old: Trial | None, trial: Trial) -> None:
+        """Keep what is open, and whether that is under way or waits."""
+        number = trial.number
+        if trial.state in _FINAL:
+            self._open.pop(number, None)
+        else:
+            self._open[number] = None
+        if trial.state not in _FINAL and trial.epoch < trial.target:
+            self._under_way[number] = None
+        else:
+            self._under_way.pop(number, None)
+        if old is not None and old.waits:
+            self._waiting[old.epoch].remove(number, old.curve[-1].score)
+        if trial.waits:
+            ranking = self._waiting.setdefault(trial.epoch, OpenRanking())
+            ranking.add(number, trial.curve[-1].score)
+
+    def _choose(self, old: Trial | None, trial: Trial) -> None:
+        """Keep the incumbent: of what has ended, which never changes, and of what is open."""
+        if trial.state.is_final and _is_better(trial, self._best_ended):
+            self._best_ended = trial
+        if old is None or old is not self._best:
+            if _is_better(trial, self._best):
+                self._best = trial
+        elif not _is_better(old, trial):
+            self._best = trial
+        else:  # the incumbent fell, and another may be the best now
+            self._best = self._best_ended
+            for number in self._open:
+                other = self._trials[number]
+                if not other.source and _is_better(other, self._best):
+                    self._best = other
+
+    def _compare(self, old: Trial | None, trial: Trial) -> None:
+        """Keep what policies compare trials by."""
+        for epoch, ranking in self._finished_at.items():
+            _rank_at(epoch, ranking, old, trial)
+        if trial.state is TrialState.COMPLETED and trial.curve:
+            for epoch, means in self._means_until.items():
+                insort(means, _mean_until(trial, epoch))
 
 
 def _changed(trial: Trial, **changes: object) -> Trial:
     """As `dataclasses.replace`, without a look at every field: each epoch does this."""
-    unknown = changes.keys() - trial.__dict__.keys()
-    if unknown:
-        raise TypeError(f"a trial has no {', '.join(sorted(unknown))}")
     new = object.__new__(Trial)
-    new.__dict__.update(trial.__dict__, **changes)
+    fields = new.__dict__
+    fields.update(trial.__dict__)
+    fields.update(changes)
+    if len(fields) > len(trial.__dict__):
+        unknown = changes.keys() - trial.__dict__.keys()
+        raise TypeError(f"a trial has no {', '.join(sorted(unknown))}")
     return new
 
 
 def _rank(trial: Trial) -> tuple[float, int]:
     score = trial.score
     return (-float("inf") if score is None else score, -trial.number)
+
+
+def _is_better(trial: Trial, other: Trial | None) -> bool:
+    """Whether a trial has a score, and a higher one than the other; the earlier one on a tie."""
+    score = trial.score
+    if score is None or other is None:
+        return score is not None
+    best = other.score
+    return best is None or score > best or (score == best and trial.number < other.number)
+
+
+def _rank_at(epoch: int, ranking: OpenRanking, old: Trial | None, new: Trial) -> None:
+    """Enter a trial that has finished an epoch, or broken before it, since it was as `old`."""
+    if _is_at(epoch, new) and not (old is not None and _is_at(epoch, old)):
+        ranking.add(new.number, new.score_at(epoch))
+
+
+def _is_at(epoch: int, trial: Trial) -> bool:
+    return len(trial.curve) >= epoch or trial.state in _BROKEN
+
+
+def _mean_until(trial: Trial, epoch: int) -> float:
+    return statistics.fmean(o.score for o in trial.curve[:epoch])

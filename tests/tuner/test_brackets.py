@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.brackets import halving_bracket, hyperband_brackets, promotable, rung_epochs
+from tuner.brackets import halving_bracket, hyperband_brackets, rung_epochs
+from tuner.fidelity import Asha, Resume
+from tuner.trial import History, Observation, Trial, TrialState
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,22 @@ def test_successive_halving_ends_with_one():
     assert halving_bracket((5,), 3).sizes == (1,)
 
 
-# -- promotable ----------------------------------------------------------------------------------
+# -- promotions ----------------------------------------------------------------------------------
+
+
+def promotable(scores, promoted, eta):
+    """Whom ASHA lets go on from a rung, one after another, by the numbers in `scores`."""
+    history = History(2)
+    numbers = sorted(scores)
+    for place, number in enumerate(numbers):
+        history.start(Trial(place, {"x": 0.5}, seed=0, target=1 + (number in promoted)))
+        history.observe(place, Observation(1, scores[number], 1), state=TrialState.PAUSED)
+    found = []
+    while isinstance(action := Asha((1, 2), eta).next_action(history.view()), Resume):
+        found.append(numbers[action.number])
+        history.update(action.number, target=action.until_epoch)
+    return found
+
 
 NINE = {0: 0.10, 1: 0.90, 2: 0.30, 3: 0.80, 4: 0.50, 5: 0.60, 6: 0.20, 7: 0.70, 8: 0.40}
 

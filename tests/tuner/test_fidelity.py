@@ -484,7 +484,7 @@ def test_asha_gives_up_whom_the_rest_of_the_budget_cannot_promote():
 
 
 class NeverGivesUp(Asha):
-    def _hopeless(self, history, waiting):
+    def _hopeless(self, history):
         return None
 
 

@@ -1,3 +1,5 @@
+import statistics
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,40 +14,74 @@ def start(history, n=1, target=3):
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["start", "observe", "observe", "observe", "close", "pause"]),
+        st.sampled_from(["start", "observe", "observe", "observe", "close", "pause", "target"]),
         st.integers(0, 6),
         st.integers(0, 5),
         st.sampled_from([s for s in TrialState if s.is_final]),
+        st.sampled_from([{}, {}, {"source": "earlier"}, {"confirms": 0}]),
     ),
     max_size=60,
 )
+BROKEN = (TrialState.INFEASIBLE, TrialState.FAILED)
 
 
-@given(steps)
-def test_what_is_kept_up_to_date_equals_what_a_full_look_finds(script):
+@given(steps, st.integers(0, 30))
+def test_what_is_kept_up_to_date_equals_what_a_full_look_finds(script, asked_from):
     history = History(max_epochs=None, budget_ns=None)
     view = history.view()
-    for what, number, score, state in script:
+    for step, (what, number, score, state, origin) in enumerate(script):
         is_open = number < len(history) and not history[number].state.is_final
         if what == "start":
-            start(history)
+            history.start(Trial(len(history), {"x": 0.5}, seed=0, target=3, **origin))
         elif not is_open:
             continue
         elif what == "observe":
-            history.observe(number, Observation(history[number].epoch + 1, score, device_ns=10))
+            cost = 10 + score
+            history.observe(number, Observation(history[number].epoch + 1, score, device_ns=cost))
         elif what == "pause":
             history.update(number, state=TrialState.PAUSED)
+        elif what == "target":
+            history.update(number, target=score)
         else:
             history.close(number, state)
-        scored = [t for t in history if t.score is not None]
-        best = min(scored, key=lambda t: (-t.score, t.number), default=None)
-        assert view.best == best
-        assert [t.number for t in view.running] == [
-            t.number for t in history if not t.state.is_final
+        check_totals(view)
+        if step >= asked_from:  # what is not asked for is not kept
+            check_standings(view)
+
+
+def check_totals(view):
+    mine = [t for t in view if not t.source]
+    scored = [t for t in mine if t.score is not None]
+    assert view.best == min(scored, key=lambda t: (-t.score, t.number), default=None)
+    unfinished = [t for t in view if not t.state.is_final]
+    assert list(view.running) == unfinished
+    assert list(view.under_way) == [t for t in unfinished if t.epoch < t.target]
+    assert len(view.running) + len(view.finished) == len(view)
+    costs = [o.device_ns for t in mine for o in t.curve]
+    assert view.mean_epoch_ns == (sum(costs) // len(costs) if costs else None)
+    own = [t for t in mine if t.confirms is None]
+    assert list(view.own) == own
+    assert list(view.own_numbers) == [t.number for t in own]
+    assert view.cheapest_epoch_ns == min((o.device_ns for t in own for o in t.curve), default=None)
+
+
+def check_standings(view):
+    for epoch in (1, 2, 4):
+        waiting = [t for t in view if t.state is TrialState.PAUSED and t.epoch == epoch]
+        waiting = [t for t in waiting if t.epoch >= t.target]
+        waiting.sort(key=lambda t: (-t.curve[-1].score, t.number))
+        assert list(view.waiting.get(epoch, ())) == [t.number for t in waiting]
+        at = {t.number: t.curve[epoch - 1].score for t in view.own if len(t.curve) >= epoch}
+        broken = [t.number for t in view.own if t.number not in at and t.state in BROKEN]
+        finished = view.finished_at(epoch)
+        assert list(finished) == sorted(at, key=lambda n: (-at[n], n)) + broken
+        assert [finished.place(n, at[n]) for n in finished if n in at] == list(range(len(at)))
+        assert [finished.above(s) for s in range(6)] == [
+            sum(score > s for score in at.values()) for s in range(6)
         ]
-        assert len(view.running) + len(view.finished) == len(view)
-        epochs = [o for t in history for o in t.curve]
-        assert view.mean_epoch_ns == (10 if epochs else None)
+        done = [t for t in view.own if t.state is TrialState.COMPLETED and t.curve]
+        means = [statistics.fmean(o.score for o in t.curve[:epoch]) for t in done]
+        assert list(view.means_until(epoch)) == sorted(means)
 
 
 def test_an_infeasible_or_failed_trial_has_no_score():

@@ -367,5 +367,6 @@ def test_a_second_row_for_the_same_epoch_is_refused(tmp_path):
     row = store.add_run("random", 0, SPACE, 2, 10**9)
     store.put_trial(row.id, Trial(0, {"x": 0.1, "y": 0.2}, 0, 2))
     store.put_observation(row.id, 0, Observation(1, 0.5, 10))
+    store.put_observation(row.id, 0, Observation(1, 0.5, 10))
     with pytest.raises(sqlite3.IntegrityError):
-        store.put_observation(row.id, 0, Observation(1, 0.5, 10))
+        store.commit()
