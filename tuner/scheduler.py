@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from tuner.budget import Budget, Costs, Kind
@@ -20,9 +21,24 @@ MAX_FAULTS = 3
 
 MAX_FAILURES_IN_A_ROW = 5
 
+LOOK_AHEAD_SLOTS = 4
+"""From so many slots on proposals are made ahead.
+
+Fewer lose more by a result that a proposal has not seen than by the time that it takes, in which
+all other slots train.
+"""
+
 
 class TrainingBrokenError(RuntimeError):
     """Trial after trial failed: the fault is not the configurations'."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a searcher proposed, and why not from its model, where it did not."""
+
+    config: Config
+    fallback: str
 
 
 @dataclass
@@ -69,6 +85,22 @@ class Recorder:
     def _exhausted_key(self) -> str:
         return f"exhausted-{self.run}"
 
+    def ahead(self, proposal: Proposal | None) -> None:
+        """Note a proposal that was made ahead, or that it was used."""
+        if self.store is not None:
+            noted = None if proposal is None else [dict(proposal.config), proposal.fallback]
+            self.store.set_meta(self._ahead_key, noted)
+
+    @property
+    def was_ahead(self) -> Proposal | None:
+        """The proposal that is on record."""
+        noted = None if self.store is None else self.store.meta(self._ahead_key)
+        return None if noted is None else Proposal(*noted)
+
+    @property
+    def _ahead_key(self) -> str:
+        return f"ahead-{self.run}"
+
     def held(self, ns: int) -> None:
         """Note the device time held so far, in case the driver is killed before it charges it."""
         if self.store is not None:
@@ -112,6 +144,11 @@ class Scheduler:
         self._keep = keep
         self._kept = worth_keeping(history, ended, keep)
         self._base_ns = 0
+        # One that also decides how long, by the latest epochs, is asked when it can act.
+        self._looks_ahead = runner.slots >= LOOK_AHEAD_SLOTS and not hasattr(
+            searcher, "next_action"
+        )
+        self._ahead = recorder.was_ahead
         self._interrupted = False
         self.finished = False  # nothing that the budget could buy is left to do
 
@@ -163,6 +200,7 @@ class Scheduler:
                 over = turn_ns is not None and self.held_ns - self._base_ns >= turn_ns
                 if not over and not self._interrupted:
                     self._fill_slots()
+                    self._look_ahead()
                 if not self._in_flight and (over or self._interrupted or not self._is_starting):
                     break
                 if over and stopping != self._in_flight:
@@ -226,12 +264,32 @@ class Scheduler:
         if self.history.is_exhausted or not self._affordable_epochs(None):
             return False
         try:
-            config = self._searcher.propose(self._view)
+            proposal = self._ahead or self._propose()
         except SpaceExhausted:
             self.history.is_exhausted = True
             self._recorder.exhausted()
             return self._launch_one()  # the policy may have another use for what is left
-        return self._begin(config, until_epoch, note=self._searcher.fallback)
+        if self._ahead is not None:
+            self._ahead = None
+            self._recorder.ahead(None)
+        return self._begin(proposal.config, until_epoch, note=proposal.fallback)
+
+    def _look_ahead(self) -> None:
+        """Make the next proposal while every slot trains, so that the first to be free has it.
+
+        The rule: with LOOK_AHEAD_SLOTS or more a configuration is proposed once those before it
+        fill all slots, from the history as it is then, and recorded until a trial begins with it.
+        So it is a function of seed and history, in a replay the same as in training.
+        """
+        due = self._looks_ahead and self._ahead is None and not self._runner.free_slots
+        if due and not self.history.is_exhausted and self._affordable_epochs(None):
+            with suppress(SpaceExhausted):  # what is in flight may be the last, or may fail
+                self._ahead = self._propose()
+                self._recorder.ahead(self._ahead)
+
+    def _propose(self) -> Proposal:
+        config = self._searcher.propose(self._view)
+        return Proposal(config, self._searcher.fallback)
 
     def _repeat(self, trial: Trial, until_epoch: int) -> bool:
         """Train a configuration again; False where the budget does not pay for all of it.

@@ -154,14 +154,70 @@ def test_a_replay_killed_anywhere_ends_as_its_uninterrupted_twin(
     reread.close()
 
 
-def test_bayes_killed_after_every_few_events_ends_as_its_twin(tmp_path):
+@pytest.mark.parametrize("slots", [2, 5])
+def test_bayes_killed_after_every_few_events_ends_as_its_twin(tmp_path, slots):
     test_one = test_a_replay_killed_anywhere_ends_as_its_uninterrupted_twin.hypothesis.inner_test
 
     class Factory:
         def mktemp(self, _):
             return tmp_path
 
-    test_one(Factory(), (3, 40, 2, 700, 5), [3, 9, 9, 14], "bayes")
+    test_one(Factory(), (3, 40, slots, 700, 5), [3, 9, 9, 14], "bayes")
+
+
+class Asked:
+    """A searcher that notes, when it is asked, how many slots are free and what it is shown."""
+
+    fallback = ""
+
+    def __init__(self, inner):
+        self._inner, self.runner, self.moments = inner, None, []
+
+    def propose(self, history):
+        self.moments.append((self.runner.free_slots, len(history), history.epochs_seen))
+        return self._inner.propose(history)
+
+
+class Decides(Asked):
+    """One that also decides how long a trial trains."""
+
+    def next_action(self, history):
+        return FullFidelity().next_action(history)
+
+
+def asked(make, slots, budget_ns=2_000):
+    landscape = RandomCosts(3, 40)
+    searcher, runner = make(make_searcher("random", SPACE, 0)), ReplayRunner(landscape, 0, slots)
+    searcher.runner = runner
+    history = History(3, budget_ns)
+    scheduler = Scheduler(
+        searcher, FullFidelity(), runner, history, Recorder(Budget(budget_ns)), seed=0
+    )
+    scheduler.run()
+    return scheduler, searcher.moments
+
+
+def test_with_four_slots_every_proposal_after_the_first_four_is_made_while_all_train():
+    scheduler, moments = asked(Asked, 4)
+    assert [free for free, _, _ in moments[:5]] == [4, 3, 2, 1, 0]
+    # While money lasts a slot is free for no moment; then what fits is looked for again.
+    ahead = [m for m in moments[4:] if m[0] == 0]
+    assert len(ahead) >= len(scheduler.history) - 5 > 20
+    assert len({n for _, n, _ in moments}) == len(moments)  # each trial is proposed once
+    # Trial n is proposed before the slot that it gets is free: from what is known n launches in.
+    for _, n, seen in ahead[:-1]:
+        begun = scheduler.history[n]
+        before = sum(o.at_ns < begun.started_ns for t in scheduler.history for o in t.curve)
+        assert seen < before + 1
+
+
+@pytest.mark.parametrize(("make", "slots"), [(Asked, 1), (Asked, 3), (Decides, 8)])
+def test_with_fewer_slots_or_where_it_also_decides_a_searcher_is_asked_when_a_slot_is_free(
+    make, slots
+):
+    _, moments = asked(make, slots)
+    assert len(moments) > 10
+    assert all(free > 0 for free, _, _ in moments)
 
 
 class Scripted:
