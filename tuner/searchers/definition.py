@@ -95,23 +95,22 @@ def _epochs_kernel(d: int) -> Kernel:
     )
 
 
+def hyperparameters(model: SingleTaskGP) -> list[tuple[Any, str]]:
+    """Where the model keeps its hyperparameters, module and name, in the order of `theta`."""
+    kernel = model.covar_module
+    alike, *slopes = [kernel] if isinstance(kernel, ScaleKernel) else kernel.kernels
+    found = [(model.likelihood.noise_covar, "noise"), (alike, "outputscale")]
+    found += [(part, "lengthscale") for part in alike.base_kernel.kernels]
+    for scaled in slopes:
+        lines, epochs = scaled.base_kernel.kernels
+        found += [(scaled, "outputscale"), (epochs, "lengthscale"), (lines, "lengthscale")]
+    return found
+
+
 def set_hyperparameters(model: SingleTaskGP, theta: Array) -> None:
-    """Give the model the p hyperparameters that `fit` found, in the order that Kernel says."""
-    values = torch.exp(torch.from_numpy(theta))
-    parts = _scaled(model.covar_module)
-    alike = parts[0]
-    targets = [(model.likelihood.noise_covar, "noise"), (alike, "outputscale")]
-    targets += [(part, "lengthscale") for part in alike.base_kernel.kernels]
-    for sloping in parts[1:]:
-        slopes, epochs = sloping.base_kernel.kernels
-        targets += [(sloping, "outputscale"), (epochs, "lengthscale"), (slopes, "lengthscale")]
-    at = 0
-    for module, name in targets:
-        count = getattr(module, name).numel()
-        model_value = values[at : at + count].reshape(getattr(module, name).shape)
-        module.initialize(**{name: model_value})
-        at += count
-
-
-def _scaled(kernel: Kernel) -> list[ScaleKernel]:
-    return [kernel] if isinstance(kernel, ScaleKernel) else list(kernel.kernels)
+    """Give the model p hyperparameters, logarithms, as `fit` found them."""
+    values, at = torch.exp(torch.from_numpy(theta)), 0
+    for module, name in hyperparameters(model):
+        old = getattr(module, name)
+        module.initialize(**{name: values[at : at + old.numel()].reshape(old.shape)})
+        at += old.numel()

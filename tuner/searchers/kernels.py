@@ -103,7 +103,8 @@ class Covariance:
         values = np.exp(theta)
         self.noise, self._size, self._epochs_length = values[:3].tolist()
         self._lengths, self._option_lengths, rest = np.split(values[3:], [knobs, knobs + options])
-        self._slopes_size, self._slope_epochs_length = rest[:2].tolist() if knobs else (0.0, 1.0)
+        self._slopes_size = float(rest[0]) if knobs else 0.0
+        self._slope_epochs_length = float(rest[1]) if knobs else 1.0
         self._slope_lengths = rest[2:]
 
     def __call__(self, a: Array, b: Array) -> Array:

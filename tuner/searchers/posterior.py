@@ -119,7 +119,7 @@ class Posterior:
     def _sd(self, prior: Array, solved: Array) -> Array:
         """From m prior variances and `n x m` solved cross-covariances."""
         variance = prior - np.einsum("nm,nm->m", solved, solved)
-        return np.sqrt(np.maximum(variance, _LEAST_VARIANCE)) * self.scale
+        return np.asarray(np.sqrt(np.maximum(variance, _LEAST_VARIANCE)) * self.scale)
 
     def _solve(self, cross: Array) -> Array:
         """The factor's inverse times the transpose of `m x n` covariances, `n x m`."""
