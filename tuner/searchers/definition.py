@@ -107,10 +107,11 @@ def hyperparameters(model: SingleTaskGP) -> list[tuple[Any, str]]:
     return found
 
 
-def set_hyperparameters(model: SingleTaskGP, theta: Array) -> None:
-    """Give the model p hyperparameters, logarithms, as `fit` found them."""
+def set_hyperparameters(model: SingleTaskGP, theta: Array, mean: float) -> None:
+    """Give the model p hyperparameters, logarithms, and its mean, as `fit` finds them."""
     values, at = torch.exp(torch.from_numpy(theta)), 0
     for module, name in hyperparameters(model):
         old = getattr(module, name)
         module.initialize(**{name: values[at : at + old.numel()].reshape(old.shape)})
         at += old.numel()
+    model.mean_module.initialize(constant=mean)

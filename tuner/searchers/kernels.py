@@ -94,11 +94,12 @@ class Covariance:
     """A kernel with its hyperparameters: `n x (d + 1)` and `m x (d + 1)` points to `n x m`.
 
     Attributes:
+        theta: the hyperparameters, p logarithms.
         noise: the variance of the scores' noise.
     """
 
     def __init__(self, kernel: Kernel, theta: Array) -> None:
-        self._kernel = kernel
+        self._kernel, self.theta = kernel, theta
         knobs, options = len(kernel.ordered), len(kernel.choices)
         values = np.exp(theta)
         self.noise, self._size, self._epochs_length = values[:3].tolist()

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import blas
+from scipy.linalg import blas, lapack
 from scipy.special import erfcx, ndtr
 
-from tuner.searchers.fit import cholesky, solve_mean, standardised
+from tuner.searchers.fit import Prior, cholesky, standardised
 from tuner.searchers.kernels import Array, Covariance
 
 _LEAST_VARIANCE = 1e-12
@@ -44,12 +44,12 @@ class Posterior:
     scale: float
 
     @classmethod
-    def of(cls, covariance: Covariance, points: Array, y: Array) -> Posterior:
+    def of(cls, prior: Prior, points: Array, y: Array) -> Posterior:
         """Given n scores; raises FitError where the covariances have no Cholesky factor."""
-        z, centre, scale = standardised(y)
+        covariance, (z, centre, scale) = prior.covariance, standardised(y)
         factor = cholesky(covariance(points, points), covariance.noise)
-        constant, weights = solve_mean(factor, z)
-        return cls(covariance, points, factor, weights, constant, centre, scale)
+        weights = lapack.dpotrs(factor, z - prior.mean, lower=1)[0]
+        return cls(covariance, points, factor, weights, prior.mean, centre, scale)
 
     @property
     def noise_sd(self) -> float:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
-from tuner.searchers.fit import fit
-from tuner.searchers.kernels import Array, Covariance, Kernel
+from tuner.searchers.fit import Prior, fit
+from tuner.searchers.kernels import Array, Kernel
 from tuner.searchers.posterior import Posterior, log_expected_improvement
 from tuner.space import Choice, Config, SearchSpace, Units
 from tuner.trial import HistoryView, Trial, TrialState
@@ -68,7 +68,7 @@ class Surrogate:
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self.choices = [i for i, dom in enumerate(space.values()) if isinstance(dom, Choice)]
-        self._fitted: dict[str, tuple[tuple[bytes, bytes], Covariance]] = {}
+        self._fitted: dict[str, tuple[tuple[bytes, bytes], Prior]] = {}
 
     def points(self, units: Array, epochs: Any, full: int) -> Array:
         """The model's points, `m x (d + 1)`, at `m x d` unit coordinates and m (or one) epochs."""
@@ -113,8 +113,8 @@ class Surrogate:
         """
         m = fitted_size(len(data))
         # Of the first m alone, the clamp as well: so the same fit serves until m grows.
-        covariance = self._fit("score", data.points[:m], data.shown(m), thinned(data.trials[:m]))
-        return Posterior.of(covariance, data.points, data.shown(len(data)))
+        prior = self._fit("score", data.points[:m], data.shown(m), thinned(data.trials[:m]))
+        return Posterior.of(prior, data.points, data.shown(len(data)))
 
     def feasibility(self, history: HistoryView, full: int) -> Posterior | None:
         """A process on +1 for each trial with a score and -1 for each infeasible one.
@@ -135,13 +135,13 @@ class Surrogate:
         some = np.argsort(y[:m], kind="stable")[thinned(np.arange(m))]
         return Posterior.of(self._fit("feasible", points[:m], y[:m], some), points, y)
 
-    def _fit(self, what: str, x: Array, y: Array, some: NDArray[np.intp]) -> Covariance:
-        """With hyperparameters that are fitted to some of n data, or were by the last call."""
+    def _fit(self, what: str, x: Array, y: Array, some: NDArray[np.intp]) -> Prior:
+        """The process fitted to some of n data; the last call's where it was of the same."""
         key = (x.tobytes(), y.tobytes())
         kept = self._fitted.get(what)
         if kept is None or kept[0] != key:
             kernel = Kernel(len(self.space), self.choices)
-            kept = (key, kernel.at(fit(kernel, x[some], y[some])))
+            kept = (key, fit(kernel, x[some], y[some]))
             self._fitted[what] = kept
         return kept[1]
 
