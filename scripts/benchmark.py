@@ -25,6 +25,8 @@ from scripts.errors import plain_errors
 from scripts.figures import FOLDER, save
 from scripts.rungs_benchmark import rungs
 from scripts.search_benchmark import search
+from scripts.startup_benchmark import startup
+from scripts.suggest_benchmark import suggest
 from scripts.workers import count_cores
 from tuner.budget import to_ns
 from tuner.entry import make_entry
@@ -276,6 +278,8 @@ def _compare_with_replay(runs: list[Path], landscape: str, out: Path) -> None:
 app.command()(search)
 app.command()(rungs)
 app.command()(confirm)
+app.command()(suggest)
+app.command()(startup)
 
 if __name__ == "__main__":
     app()
