@@ -91,7 +91,7 @@ def test_bayes_needs_no_torch():
         "from tuner import Float, Study\n"
         "study = Study({'x': Float(0, 1)}, 'bayes')\n"
         "for _ in range(7):\n"
-        "    study.tell(study.ask(), 0.5)\n"
+        "    study.tell(study.ask().number, 0.5)\n"
         "study.ask()\n"
         "assert not study.searcher.fallback"
     )
