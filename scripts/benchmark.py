@@ -26,6 +26,8 @@ from scripts.figures import FOLDER, save
 from scripts.loop_benchmark import loop
 from scripts.rungs_benchmark import rungs
 from scripts.search_benchmark import search
+from scripts.startup_benchmark import startup
+from scripts.suggest_benchmark import suggest
 from scripts.training_benchmark import training
 from scripts.workers import count_cores
 from tuner.budget import to_ns
@@ -280,6 +282,8 @@ app.command()(training)
 app.command()(rungs)
 app.command()(confirm)
 app.command()(loop)
+app.command()(suggest)
+app.command()(startup)
 
 if __name__ == "__main__":
     app()

@@ -85,9 +85,10 @@ class AutoStop:
 
     def _gain(self, ended: Sequence[Trial], trainings: float) -> float:
         """By how much more than the noise so many more trainings may improve on the incumbent."""
-        import torch
-
-        from tuner.searchers.surrogate import FIT_ERRORS, Outlook, Surrogate, quiet_and_alone
+        from tuner.searchers.candidates import sobol
+        from tuner.searchers.fit import FitError
+        from tuner.searchers.surrogate import Outlook, Surrogate
+        from tuner.searchers.threads import one_thread
 
         full = max(t.epoch for t in ended)
         known = History(full)
@@ -95,20 +96,19 @@ class AutoStop:
             known.restore(replace(trial, number=number))
         seed = derive_seed(self._seed, "stop", len(ended))
         generator = np.random.default_rng(seed)
-        surrogate = Surrogate(self._space, self._seed)
-        with quiet_and_alone(seed):
+        surrogate = Surrogate(self._space)
+        with one_thread():
             try:
                 outlook = Outlook(surrogate, known.view(), full, (), in_hand=False)
-                engine = torch.quasirandom.SobolEngine(len(self._space), scramble=True, seed=seed)
-                anywhere = engine.draw(_ANYWHERE, dtype=torch.float64).numpy()
+                anywhere = sobol(self._space, seed, _ANYWHERE)
                 near = np.repeat(outlook.centres, _NEAR, axis=0)
                 near = near + generator.choice(_WIDTHS, (len(near), 1)) * generator.normal(
                     size=near.shape
                 )
                 units = self._space.snap(np.clip(np.concatenate([anywhere, near]), 0.0, 1.0))
-                points = torch.cat([outlook.incumbent[None], outlook.points(units)])
+                points = np.concatenate([outlook.incumbent[None], outlook.points(units)])
                 mean, covariance = outlook.posterior.joint(points)
-            except FIT_ERRORS:
+            except FitError:
                 return math.inf
         one = math.exp(outlook.log_improvement(units).max())
         draws = generator.multivariate_normal(

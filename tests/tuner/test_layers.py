@@ -84,3 +84,29 @@ def test_the_library_without_bayes_needs_no_torch():
 def test_a_replay_without_bayes_needs_no_torch():
     code = "import landscapes.replay_runner, landscapes.synthetic, tuner.race, tuner.scheduler"
     assert not {"torch", "matplotlib", "scipy"} & loaded_by(code)
+
+
+def test_bayes_needs_no_torch():
+    code = (
+        "from tuner import Float, Study\n"
+        "study = Study({'x': Float(0, 1)}, 'bayes')\n"
+        "for _ in range(7):\n"
+        "    study.tell(study.ask().number, 0.5)\n"
+        "study.ask()\n"
+        "assert not study.searcher.fallback"
+    )
+    assert not {"torch", "matplotlib", "botorch"} & loaded_by(code)
+
+
+def test_help_loads_no_numbers():
+    code = "import sys; sys.argv[1:] = ['--help']; import scripts.tune"
+    assert not {"numpy", "torch", "tuner"} & loaded_by(code)
+
+
+def test_the_default_eta_is_the_librarys():
+    import inspect
+
+    from scripts.tune import main
+    from tuner.entry import ETA
+
+    assert inspect.signature(main).parameters["eta"].default == ETA

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import norm, qmc
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
 from tuner.searchers.grid import lattice_size
@@ -97,6 +98,33 @@ def test_the_global_generators_and_torch_threads_are_untouched(name):
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[2])
     assert torch.get_num_threads() == threads
+
+
+def blas_threads():
+    return [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
+
+
+def test_a_proposal_computes_with_one_thread_and_puts_back_what_it_found(monkeypatch):
+    from tuner.searchers import surrogate
+
+    searcher = make_searcher("bayes", REAL, 0)
+    history = grow(History(), REAL, searcher, 8)
+    seen = []
+
+    def look(*_):
+        seen.append(blas_threads())
+        raise ZeroDivisionError
+
+    with threadpool_limits(2):
+        before = blas_threads()
+        searcher.propose(history.view())
+        assert blas_threads() == before
+        monkeypatch.setattr(surrogate, "fit", look)
+        with pytest.raises(ZeroDivisionError):
+            make_searcher("bayes", REAL, 0).propose(history.view())
+        assert blas_threads() == before
+    assert seen
+    assert set(seen[0]) == {1}
 
 
 @pytest.mark.parametrize(
@@ -233,8 +261,7 @@ def test_the_start_is_the_scrambled_sobol_sequence():
     from tuner.seeding import derive_seed
 
     history = grow(History(), REAL, make_searcher("bayes", REAL, 9), 5)
-    engine = torch.quasirandom.SobolEngine(2, scramble=True, seed=derive_seed(9, "sobol"))
-    expected = engine.draw(5, dtype=torch.float64).numpy()
+    expected = qmc.Sobol(2, rng=derive_seed(9, "sobol")).random_base2(3)[:5]
     np.testing.assert_allclose(REAL.to_unit([t.config for t in history]), expected, atol=1e-12)
 
 
@@ -253,102 +280,179 @@ def test_scores_are_clamped_just_under_the_median_of_the_first():
 
 def fitted_posterior():
     """A process on 12 points in two knobs and an epoch, and all that it was made from."""
-    from tuner.searchers.surrogate import Posterior, fit
+    from tuner.searchers.fit import fit
+    from tuner.searchers.kernels import Kernel
+    from tuner.searchers.posterior import Posterior
 
     generator = np.random.default_rng(0)
     x = np.column_stack([generator.random((12, 2)), generator.choice([0.3, 1.0], 12)])
     y = np.sin(4 * x[:, 0]) + x[:, 1] + 0.5 * x[:, 2]
-    model = fit(torch.from_numpy(x), torch.from_numpy(y).unsqueeze(-1), [])
-    return x, y, model, Posterior(model, torch.from_numpy(x), torch.from_numpy(y))
+    prior = fit(Kernel(2, []), x, y)
+    return x, y, prior, Posterior.of(prior, x, y)
 
 
-def textbook(x, y, model, star):
-    """Posterior mean and covariance, K(x*, X) (K + s^2 I)^-1 y and so on, worked out in numpy."""
-    alike, sloping = model.covar_module.kernels
-    epochs, knobs = alike.base_kernel.kernels
-    slopes, late_slopes = sloping.base_kernel.kernels
-    epoch_scale, late_scale = (float(k.lengthscale.detach()) for k in (epochs, late_slopes))
-    knob_scale, slope_scale = (k.lengthscale.detach().numpy() for k in (knobs, slopes))
-    size, slope_size = (float(k.outputscale.detach()) for k in (alike, sloping))
-    noise = float(model.likelihood.noise.detach())
-    mu = float(model.mean_module.constant.detach())
+def textbook(x, y, prior, star):
+    """Posterior mean and covariance, K(x*, X) (K + s^2 I)^-1 y and so on, step by step."""
+    noise, size, epoch_scale, *knob_scale = np.exp(prior.covariance.theta[:5])
+    slope_size, late_scale, *slope_scale = np.exp(prior.covariance.theta[5:])
 
     def kernel(a, b):
         r = np.sqrt(5 * (((a[:, None, :2] - b[None, :, :2]) / knob_scale) ** 2).sum(-1))
         matern = (1 + r + r**2 / 3) * np.exp(-r)
         apart = (a[:, None, 2] - b[None, :, 2]) ** 2
         late, late_slope = (np.exp(-0.5 * apart / s**2) for s in (epoch_scale, late_scale))
-        slope = 4 * (a[:, :2] / slope_scale**2) @ b[:, :2].T
+        slope = 4 * (a[:, :2] / np.square(slope_scale)) @ b[:, :2].T
         return size * matern * late + slope_size * slope * late_slope
 
     z = (y - y.mean()) / y.std(ddof=1)
     gram = kernel(x, x) + noise * np.eye(len(x))
+    mu = prior.mean
     mean = mu + kernel(star, x) @ np.linalg.solve(gram, z - mu)
     covariance = kernel(star, star) - kernel(star, x) @ np.linalg.solve(gram, kernel(x, star))
     return mean * y.std(ddof=1) + y.mean(), covariance * y.var(ddof=1)
 
 
 def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
-    x, y, model, posterior = fitted_posterior()
-    star = np.random.default_rng(1).random((5, 3))
-    expected, covariance = textbook(x, y, model, star)
-    mean, sd = posterior.mean_sd(torch.from_numpy(star))
+    x, y, prior, posterior = fitted_posterior()
+    star = np.random.default_rng(1).random((300, 3))  # in more than one batch
+    expected, covariance = textbook(x, y, prior, star)
+    mean, sd = posterior.mean_sd(star)
     np.testing.assert_allclose(mean, expected, atol=1e-6)
+    np.testing.assert_allclose(posterior.mean(star), expected, atol=1e-6)
     np.testing.assert_allclose(sd**2, np.diag(covariance), atol=1e-6)
-    gap, gap_sd = posterior.gap(torch.from_numpy(star[1:]), torch.from_numpy(star[0]))
+    gap, gap_sd = posterior.gap(star[1:], star[0])
     np.testing.assert_allclose(gap, expected[1:] - expected[0], atol=1e-6)
     variance = np.diag(covariance)[1:] + covariance[0, 0] - 2 * covariance[0, 1:]
     np.testing.assert_allclose(gap_sd**2, variance, atol=1e-6)
+    for found, known in zip(posterior.joint(star), (expected, covariance), strict=True):
+        np.testing.assert_allclose(found, known, atol=1e-6)
 
 
-def test_the_gaussian_process_predicts_as_botorch_does():
-    _x, _, model, posterior = fitted_posterior()
-    star = torch.from_numpy(np.random.default_rng(2).random((6, 3)))
-    theirs = model.eval().posterior(star)
-    model.train()
-    mean, sd = posterior.mean_sd(star)
-    np.testing.assert_allclose(mean, theirs.mean.detach().squeeze(-1), atol=1e-5)
-    np.testing.assert_allclose(sd, theirs.variance.detach().sqrt().squeeze(-1), atol=1e-5)
+def mixed_data(n, choices):
+    """Three knobs, of which some are options, and an epoch; `n x 4` points and n scores."""
+    generator = np.random.default_rng(n)
+    x = np.column_stack([generator.random((n, 3)) - 0.5, generator.choice([0.0, -0.5, -1.0], n)])
+    x[:, choices] = generator.integers(0, 3, (n, len(choices)))
+    y = np.sin(4 * x[:, 0]) + x[:, 1] ** 2 + 0.5 * x[:, 3] + 0.05 * generator.standard_normal(n)
+    return x, y
 
 
-@pytest.mark.parametrize("choices", [[], [0, 2], [0, 1, 2]])
-def test_the_plain_kernel_is_the_one_of_gpytorch(choices):
-    from tuner.searchers.surrogate import make_kernel, plain
+ALL_KINDS = pytest.mark.parametrize("choices", [[], [0, 2], [0, 1, 2]])
 
-    generator = torch.Generator().manual_seed(0)
-    kernel = make_kernel(3, choices).double()
-    for parameter in kernel.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    a, b = (torch.rand(n, 4, generator=generator, dtype=torch.float64) for n in (7, 40))
-    a[:, choices], b[:, choices] = (3 * x[:, choices] // 1 for x in (a, b))
-    expected = kernel(a, b).to_dense().detach()
-    np.testing.assert_allclose(plain(kernel)(a, b), expected, rtol=1e-9)
-    of_itself = plain(kernel)(a[:, None], a[:, None]).flatten()
-    np.testing.assert_allclose(of_itself, kernel(a, diag=True).detach(), rtol=1e-9)
+
+@ALL_KINDS
+def test_the_likelihood_and_its_gradient_are_those_of_gpytorch(choices):
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    from tuner.searchers.definition import define, hyperparameters, set_hyperparameters
+    from tuner.searchers.fit import log_posterior, standardised
+    from tuner.searchers.kernels import Kernel
+
+    x, y = mixed_data(40, choices)
+    kernel = Kernel(3, choices)
+    theta = kernel.start + 0.3 * np.random.default_rng(0).random(len(kernel.start))
+    value, gradient = log_posterior(kernel, theta, 0.2, x, standardised(y)[0])
+    model = define(torch.from_numpy(x), torch.from_numpy(y), choices)
+    set_hyperparameters(model, theta, 0.2)
+    theirs = ExactMarginalLogLikelihood(model.likelihood, model)(
+        model(*model.train_inputs), model.train_targets
+    )
+    assert value == pytest.approx(theirs.item(), abs=1e-7)
+    theirs.backward()
+    # By GPyTorch's raw parameters; ours are logarithms: d/dlog v = v d/dv = v (d/draw) / (dv/draw).
+    noise = model.likelihood.noise_covar
+    expected = [(noise.raw_noise.grad * noise.noise).detach()]
+    for module, name in hyperparameters(model)[1:]:
+        raw = getattr(module, f"raw_{name}")
+        at = raw.detach().requires_grad_()
+        of = getattr(module, f"raw_{name}_constraint").transform(at)
+        of.sum().backward()
+        expected.append((raw.grad * of / at.grad).detach())
+    expected.append(model.mean_module.raw_constant.grad)
+    expected = torch.cat([e.flatten() for e in expected]).numpy()
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+@ALL_KINDS
+def test_a_fit_ends_where_botorchs_does_and_predicts_as_it_does(choices):
+    from botorch.fit import fit_gpytorch_mll
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    from tuner.searchers.definition import define, hyperparameters
+    from tuner.searchers.fit import _OPTIONS, fit
+    from tuner.searchers.kernels import Kernel
+    from tuner.searchers.posterior import Posterior
+
+    x, y = mixed_data(40, choices)
+    prior = fit(Kernel(3, choices), x, y)
+    model = define(torch.from_numpy(x), torch.from_numpy(y), choices)
+    fit_gpytorch_mll(
+        ExactMarginalLogLikelihood(model.likelihood, model),
+        optimizer_kwargs={"options": _OPTIONS},
+    )
+    parts = [getattr(m, name).detach().flatten() for m, name in hyperparameters(model)]
+    np.testing.assert_allclose(prior.covariance.theta, torch.cat(parts).log(), atol=1e-3)
+    star = mixed_data(20, choices)[0]
+    theirs = model.eval().posterior(torch.from_numpy(star))
+    mean, sd = Posterior.of(prior, x, y).mean_sd(star)
+    np.testing.assert_allclose(mean, theirs.mean.detach().squeeze(-1), atol=1e-3)
+    np.testing.assert_allclose(sd, theirs.variance.detach().sqrt().squeeze(-1), atol=1e-3)
+
+
+def test_hyperparameters_are_fitted_to_whole_curves_of_evenly_spaced_trials():
+    from tuner.searchers.surrogate import thinned
+
+    assert (thinned(np.arange(200)) == np.arange(200)).all()
+    some = thinned(np.arange(1000))
+    assert (len(some), some[0], some[-1]) == (200, 0, 999)
+    trials = np.tile(np.arange(100), 4)  # four rungs
+    some = thinned(trials)
+    assert len(some) == 200
+    assert (np.bincount(trials[some]) % 4 == 0).all()
 
 
 def test_measuring_the_incumbent_again_is_no_improvement():
-    from tuner.searchers.surrogate import log_expected_improvement
+    from tuner.searchers.posterior import log_expected_improvement
 
     x, y, _, posterior = fitted_posterior()
-    best = torch.from_numpy(x[int(np.argmax(y))])
+    best = x[int(np.argmax(y))]
     value = log_expected_improvement(*posterior.gap(best[None], best))
     assert np.exp(value[0]) < 1e-5
 
 
 def test_what_is_believed_moves_no_mean_and_narrows_what_is_near():
-    _, _, _, posterior = fitted_posterior()
-    waiting = torch.tensor([[0.4, 0.6, 1.0]], dtype=torch.float64)
-    star = torch.cat([waiting, torch.from_numpy(np.random.default_rng(3).random((6, 3)))])
+    x, y, prior, posterior = fitted_posterior()
+    waiting = np.array([[0.4, 0.6, 1.0], [0.9, 0.1, 0.3]])
+    star = np.concatenate([waiting, np.random.default_rng(3).random((6, 3))])
     before, after = posterior.mean_sd(star), posterior.believing(waiting).mean_sd(star)
     np.testing.assert_allclose(after[0], before[0], atol=1e-6)
     assert (after[1] <= before[1] + 1e-9).all()
-    assert after[1][0] < 0.2 * before[1][0]
+    assert (after[1][:2] < 0.4 * before[1][:2]).all()
+    # The same as a process that is given them, to the rounding of another factor.
+    theirs = type(posterior).of(
+        prior,
+        np.concatenate([x, waiting]),
+        np.concatenate([y, before[0][:2]]),
+    )
+    np.testing.assert_allclose(
+        after[1] / posterior.scale, theirs.mean_sd(star)[1] / theirs.scale, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("z", [-1e8, -1.1e4, -9e3, -1e3, -30.0, -5.0, -1.0, 0.0, 2.0])
+def test_the_expected_improvement_is_botorchs(z):
+    from botorch.acquisition.analytic import _log_ei_helper
+
+    from tuner.searchers.posterior import log_expected_improvement
+
+    expected = _log_ei_helper(torch.tensor([z], dtype=torch.float64)).item()
+    value = log_expected_improvement(np.array([z]), np.array([1.0]))[0]
+    assert value == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("z", [-30.0, -5.0, -0.5, 0.0, 2.0])
 def test_the_expected_improvement_has_its_known_value(z):
-    from tuner.searchers.surrogate import log_expected_improvement
+    from tuner.searchers.posterior import log_expected_improvement
 
     sd = 0.3
     value = log_expected_improvement(np.array([z * sd]), np.array([sd]))[0]
@@ -392,12 +496,11 @@ def test_infeasible_trials_are_avoided_and_not_taken_for_bad_ones(name):
 
 
 def test_a_fit_that_fails_falls_back_and_says_so(monkeypatch):
-    from botorch.exceptions import ModelFittingError
-
     from tuner.searchers import surrogate
+    from tuner.searchers.fit import FitError
 
     def refuse(*_, **__):
-        raise ModelFittingError("no fit")
+        raise FitError("no fit")
 
     searcher = make_searcher("bayes", REAL, 0)
     history = grow(History(), REAL, searcher, 11)
@@ -405,7 +508,7 @@ def test_a_fit_that_fails_falls_back_and_says_so(monkeypatch):
     monkeypatch.setattr(surrogate, "fit", refuse)
     config = searcher.propose(history.view())
     assert REAL.contains(config)
-    assert "could not be fitted (ModelFittingError)" in searcher.fallback
+    assert "could not be fitted (FitError)" in searcher.fallback
     assert searcher.propose(history.view()) == config
     monkeypatch.undo()
     searcher.propose(history.view())

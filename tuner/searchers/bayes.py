@@ -6,15 +6,10 @@ from collections.abc import Callable, Sequence
 
 from tuner.brackets import rung_epochs
 from tuner.searchers.candidates import maximise, sobol_start
+from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
-from tuner.searchers.surrogate import (
-    FIT_ERRORS,
-    Belief,
-    Outlook,
-    Surrogate,
-    quiet_and_alone,
-    start_size,
-)
+from tuner.searchers.surrogate import Belief, Outlook, Surrogate, start_size
+from tuner.searchers.threads import one_thread
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
 from tuner.trial import HistoryView, TrialState
@@ -39,7 +34,7 @@ class BayesSearcher:
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self._space, self._seed = space, seed
-        self._surrogate = Surrogate(space, seed)
+        self._surrogate = Surrogate(space)
         self.fallback = ""
 
     def propose(self, history: HistoryView) -> Config:
@@ -48,10 +43,10 @@ class BayesSearcher:
         if not has_model(self._space, history):
             return sobol_start(self._space, self._seed, history)
         seed = derive_seed(self._seed, "bayes", len(history))
-        with quiet_and_alone(seed):
+        with one_thread():
             try:
                 outlook = self._look(history)
-            except FIT_ERRORS as error:
+            except FitError as error:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
                 value = outlook.log_improvement
@@ -60,7 +55,7 @@ class BayesSearcher:
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
         """What the model makes of m configurations; None while there is no model yet."""
-        return belief_of(self._look, self._space, self._seed, history, configs)
+        return belief_of(self._look, self._space, history, configs)
 
     def _look(self, history: HistoryView) -> Outlook:
         full = history.max_epochs or max(t.epoch for t in history)
@@ -78,17 +73,16 @@ class BayesSearcher:
 def belief_of(
     look: Callable[[HistoryView], Outlook],
     space: SearchSpace,
-    seed: int,
     history: HistoryView,
     configs: Sequence[Config],
 ) -> Belief | None:
     """What the model that `look` fits makes of m configurations; None where there is none."""
     if not has_model(space, history):
         return None
-    with quiet_and_alone(derive_seed(seed, "belief", len(history))):
+    with one_thread():
         try:
             return look(history).belief(configs)
-        except FIT_ERRORS:
+        except FitError:
             return None
 
 

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.stats import qmc
 
 from tuner.searchers.base import config_key, tried
 from tuner.searchers.random import draw_new
@@ -27,17 +27,19 @@ Acquisition = Callable[[Units], NDArray[np.float64]]
 """Values, m, at `m x d` unit coordinates; higher is better."""
 
 
-def sobol(space: SearchSpace, seed: int, count: int) -> Units:
-    """The first `count` points of a scrambled Sobol sequence, `count x d`."""
-    engine = torch.quasirandom.SobolEngine(len(space), scramble=True, seed=seed)
-    units: Units = engine.draw(count, dtype=torch.float64).numpy()
+def sobol(space: SearchSpace, seed: int, count: int, first: int = 0) -> Units:
+    """`count` points of a scrambled Sobol sequence from its point `first` on, `count x d`."""
+    engine = qmc.Sobol(len(space), rng=seed)
+    if first:
+        engine.fast_forward(first)
+    units: Units = engine.random(count)
     return units
 
 
 def sobol_start(space: SearchSpace, seed: int, history: HistoryView) -> Config:
     """The start of a model-based search: the next point of a Sobol sequence, by trial number."""
-    units = sobol(space, derive_seed(seed, "sobol"), len(history) + 1)
-    config = space.from_unit(units[-1:])[0]
+    units = sobol(space, derive_seed(seed, "sobol"), 1, len(history))
+    config = space.from_unit(units)[0]
     if space.cardinality is not None:
         seen = tried(space, history)
         if config_key(space, config) in seen:

@@ -19,14 +19,10 @@ from tuner.fidelity import Action, Done, Resume, Sample, Stop, default_min_epoch
 from tuner.searchers.base import SpaceExhausted
 from tuner.searchers.bayes import belief_of, has_model
 from tuner.searchers.candidates import maximise, sobol_start
+from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
-from tuner.searchers.surrogate import (
-    FIT_ERRORS,
-    Belief,
-    Outlook,
-    Surrogate,
-    quiet_and_alone,
-)
+from tuner.searchers.surrogate import Belief, Outlook, Surrogate
+from tuner.searchers.threads import one_thread
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace, Units
 from tuner.trial import HistoryView, Trial, TrialState
@@ -59,7 +55,7 @@ class FreezeThawSearcher:
 
     def __init__(self, space: SearchSpace, seed: int, rungs: Sequence[int] | None = None) -> None:
         self._space, self._seed, self._given_rungs = space, seed, rungs
-        self._surrogate = Surrogate(space, seed)
+        self._surrogate = Surrogate(space)
         self._last: tuple[object, _Decision] | None = None
         self.fallback = ""
 
@@ -77,7 +73,7 @@ class FreezeThawSearcher:
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
         """What the model makes of m configurations at full length; None while there is none."""
-        return belief_of(self._look, self._space, self._seed, history, configs)
+        return belief_of(self._look, self._space, history, configs)
 
     def _look(self, history: HistoryView) -> Outlook:
         rungs = self._rungs(history)
@@ -110,10 +106,10 @@ class FreezeThawSearcher:
         if not has_model(self._space, history):
             return self._start(history, rungs, paused)
         seed = derive_seed(self._seed, "freeze-thaw", len(history), history.epochs_seen)
-        with quiet_and_alone(seed):
+        with one_thread():
             try:
                 outlook = self._look(history)
-            except FIT_ERRORS as error:
+            except FitError as error:
                 note = f"the model could not be fitted ({type(error).__name__}): random"
                 drawn = draw_new(self._space, self._seed, "freeze-thaw-fallback", history)
                 return _Decision(Sample(rungs[0]), drawn, note)
