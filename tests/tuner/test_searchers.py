@@ -344,7 +344,7 @@ ALL_KINDS = pytest.mark.parametrize("choices", [[], [0, 2], [0, 1, 2]])
 def test_the_likelihood_and_its_gradient_are_those_of_gpytorch(choices):
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    from tuner.searchers.definition import define, hyperparameters, set_hyperparameters
+    from tests.tuner.gp_definition import define, hyperparameters, set_hyperparameters
     from tuner.searchers.fit import log_posterior, standardised
     from tuner.searchers.kernels import Kernel
 
@@ -378,7 +378,7 @@ def test_a_fit_ends_where_botorchs_does_and_predicts_as_it_does(choices):
     from botorch.fit import fit_gpytorch_mll
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    from tuner.searchers.definition import define, hyperparameters
+    from tests.tuner.gp_definition import define, hyperparameters
     from tuner.searchers.fit import _OPTIONS, fit
     from tuner.searchers.kernels import Kernel
     from tuner.searchers.posterior import Posterior

@@ -1,6 +1,6 @@
 """The covariance of the model, as plain arithmetic, and how it changes with its hyperparameters.
 
-`definition` states the same in GPyTorch's terms, and tests hold this against it. The arithmetic is
+The tests state the same in GPyTorch's terms, and hold this against it. The arithmetic is
 here because it is most of a proposal: what GPyTorch adds (lazy tensors, batches, a graph for the
 gradient) costs several times more than the numbers do at the sizes of a search, and loading it
 more than a whole replayed race.

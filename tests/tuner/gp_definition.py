@@ -1,6 +1,6 @@
 """The model of `kernels`, `fit` and `posterior` in GPyTorch's and BoTorch's own terms.
 
-What a proposal computes is held against this by tests; nothing else needs it.
+What a proposal computes is held against this.
 """
 
 from __future__ import annotations
