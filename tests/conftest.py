@@ -1,4 +1,9 @@
 import gzip
+import os
+
+# Before NumPy and PyTorch read it, and for the processes that tests start: the suite's matrices are
+# small, and two pytest workers on two cores have none left for threads that wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
