@@ -73,7 +73,7 @@ def test_a_replay_writes_what_the_plan_says(tmp_path):
 
 def test_a_replay_run_twice_is_the_same_to_the_byte(tmp_path):
     for name in ("one", "two"):
-        result = tune(*REPLAY[:2], "--budget-minutes", 20, "--slots", 2, "--out", tmp_path / name)
+        result = tune(*REPLAY[:2], "--budget-minutes", 12, "--slots", 2, "--out", tmp_path / name)
         assert result.exit_code == 0, result.stderr
     for name in ("summary.json", "trials.csv", "curves.csv", "best_config.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -71,7 +71,7 @@ def test_a_real_race_on_small_data(race):
 def test_resuming_a_finished_race_charges_nothing_and_changes_nothing(finished):
     names = ("summary.json", "trials.csv", "curves.csv", "best_config.json")
     before = {name: (finished / name).read_bytes() for name in names}
-    assert start("--resume", finished, "--quiet").wait(timeout=60) == 0
+    assert start("--resume", finished, "--quiet").wait(timeout=180) == 0
     assert {name: (finished / name).read_bytes() for name in names} == before
 
 
@@ -87,10 +87,10 @@ def test_a_winner_that_changed_is_tested_again(finished):
 
     before = test_scores()
     update("test_score = 2.0")  # a score that no test can give
-    assert start("--resume", finished, "--quiet").wait(timeout=60) == 0
+    assert start("--resume", finished, "--quiet").wait(timeout=180) == 0
     assert test_scores() == [2.0] * 3  # the same winners: read once
     update("tested = 'another checkpoint'")
-    assert start("--resume", finished, "--quiet").wait(timeout=60) == 0
+    assert start("--resume", finished, "--quiet").wait(timeout=180) == 0
     assert test_scores() == before
 
 
@@ -112,7 +112,7 @@ def test_a_real_race_killed_now_and_then_loses_no_epoch_and_charges_none_twice(t
         assert {key: kept[key] for key in proposed} == proposed
         proposed = kept
         process = start("--resume", out)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     summary = summary_of(out)
     check_ledgers(summary, out)
@@ -154,7 +154,7 @@ def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, 
     assert all((out / "checkpoints" / name).exists() for _, name, _ in paused)
     assert lost == 0
     process = start("--resume", out, "--quiet")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     check_ledgers(summary_of(out), out)
 
@@ -177,7 +177,7 @@ def test_a_signal_while_workers_start_says_how_to_go_on(tmp_path, real, number):
 
 def test_a_budget_too_small_for_one_epoch_is_refused(tmp_path, real):
     process = start(*real, "--budget-minutes", 0.0001, "--out", tmp_path / "run")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 2
     assert "is too small: starting up took" in errors
     assert errors.count("\n") == 1

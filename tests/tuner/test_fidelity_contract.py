@@ -122,7 +122,7 @@ def test_the_budget_is_spent_on_what_the_ledger_says_and_no_slot_waits(name, siz
 @pytest.mark.parametrize("name", [*ENTRIES, *WITH_GRID])
 def test_on_curves_that_mean_something_every_entry_finds_something(name):
     landscape = make_landscape("smooth")
-    minutes = 20 if name in OWN_MINDS else 40  # a model takes its time
+    minutes = 12 if name in OWN_MINDS else 40  # a model takes its time
     scheduler = begin(name, landscape, budget_ns=to_ns(minutes), slots=3)
     scheduler.run()
     check_ledger(scheduler, to_ns(minutes))
@@ -198,8 +198,8 @@ def test_killed_at_any_commit_a_search_of_a_finite_space_ends_as_its_twin(tmp_pa
 
 @pytest.mark.parametrize("name", MODELS)
 def test_killed_now_and_then_a_search_with_a_model_ends_as_its_twin(tmp_path, name):
-    landscape = RandomCosts(9, 50)
-    twin = check_every_resume(tmp_path, name, landscape, budget_ns=1_200, slots=2, seed=1, step=40)
+    landscape = RandomCosts(4, 50)
+    twin = check_every_resume(tmp_path, name, landscape, budget_ns=1_200, slots=2, seed=1, step=25)
     assert len(twin.history) > 10
     check_stops(twin, str(Entry.parse(name)), 2)
     check_curves(twin, landscape, 1)
