@@ -64,8 +64,13 @@ def test_a_real_race_on_small_data(race):
         assert 0 < run["test_score"] < 1
         assert run["best_score"] > 0.6
         assert run["ledger"]["warm_up"] > 0
-        assert run["confirmations"] >= 1
     assert "where the device minutes (cpu) went" in " ".join(output.lower().split())
+
+
+def test_the_winners_of_real_confirmations_are_tested(race):
+    for run in summary_of(race[0])["runs"]:
+        assert run["confirmations"] >= 1
+        assert 0 < run["test_score"] < 1
 
 
 def test_resuming_a_finished_race_charges_nothing_and_changes_nothing(finished):
