@@ -19,7 +19,7 @@ demo: $(STAMP)  ## the page, with races on landscapes
 	$(BIN)/python scripts/page.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,9 +1,32 @@
 import gzip
+import os
+
+# Before NumPy and PyTorch read it, and for the processes that tests start: the suite's matrices are
+# small, and two pytest workers on two cores have none left for threads that wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 
 from models.data import SAMPLE
+
+LONGEST = (
+    *("scripts/test_tune_training.py", "tuner/page/test_browser.py", "scripts/test_tune.py"),
+    *("tuner/test_searchers.py", "tuner/test_fidelity_contract.py", "scripts/test_record.py"),
+    *(
+        "models/test_training_runner.py",
+        "models/test_packed_runner.py",
+        "tuner/test_verdict.py",
+        "scripts/test_benchmark.py",
+    ),
+    *("scripts/test_search_benchmark.py", "tuner/test_stop_rule.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: two workers that take file after file then end at the same time."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0].removeprefix("tests/"), 99))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from landscapes.replay_runner import ReplayRunner
 from landscapes.table import load_table
@@ -16,6 +17,7 @@ from models.data import prepare
 from models.knobs import make_space
 from models.pool import Setup, WorkerPool
 from models.training_runner import TrainingRunner
+from scripts.record import app
 from tuner.budget import Budget, to_ns
 from tuner.fidelity import Done, Sample
 from tuner.race import enter
@@ -45,7 +47,7 @@ def test_a_design_is_trained_interrupted_resumed_and_written_with_its_card(tmp_p
     recording = subprocess.Popen(
         command(
             *("record.py", *real, "--design", "lattice:3,2", "--epochs", 2, "--replicates", 2),
-            *("--out", out, "--folder", folder, "--quiet"),
+            *("--slots", 1, "--out", out, "--folder", folder, "--quiet"),
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -152,8 +154,8 @@ def test_mistakes_are_one_line(tmp_path, real):
         (["--from", tmp_path, "--out", tmp_path / "x.npz"], "there is no study"),
         (["--resume", tmp_path], "there is no study"),
     ):
-        done = call("record.py", *arguments)
-        assert done.returncode == 2, arguments
+        done = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert done.exit_code == 2, arguments
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
         assert list(tmp_path.iterdir()) == []

@@ -1,80 +1,27 @@
 """The command line: what it writes, what it refuses, and what survives being killed."""
 
 import csv
-import importlib.util
 import json
 import os
 import random
-import shlex
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from tuner.searchers import make_searcher
+from tests.scripts.command_line import (
+    LEDGER,
+    SCRIPT,
+    read,
+    start,
+    summary_of,
+    tune,
+    wait_for_epochs,
+)
 from tuner.store import Store
-from tuner.trial import History, TrialState
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "tune.py"
-LEDGER = ["train", "evaluate", "warm_up", "checkpoint", "search", "lost"]
-
-
-def load_app():
-    spec = importlib.util.spec_from_file_location("tune_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tune_script"] = module
-    spec.loader.exec_module(module)
-    return module.app
-
-
-APP = load_app()
-
-
-def tune(*arguments):
-    return CliRunner().invoke(APP, [str(a) for a in arguments])
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-
-
-def read(folder, query):
-    db = sqlite3.connect(f"file:{folder / 'study.sqlite'}?mode=rw", uri=True, timeout=20)
-    try:
-        return db.execute(query).fetchall()
-    finally:
-        db.close()
-
-
-def wait_for_epochs(process, folder, count):
-    """Wait until so many epochs are on record."""
-    while True:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-        if (folder / "study.sqlite").exists():
-            try:
-                if read(folder, "SELECT COUNT(*) FROM observation")[0][0] >= count:
-                    return
-            except sqlite3.OperationalError:
-                pass  # the tables are still being made
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
-
 
 REPLAY = ["--landscape", "bumpy", "--budget-minutes", 60]
 
@@ -126,7 +73,7 @@ def test_a_replay_writes_what_the_plan_says(tmp_path):
 
 def test_a_replay_run_twice_is_the_same_to_the_byte(tmp_path):
     for name in ("one", "two"):
-        result = tune(*REPLAY[:2], "--budget-minutes", 20, "--slots", 2, "--out", tmp_path / name)
+        result = tune(*REPLAY[:2], "--budget-minutes", 12, "--slots", 2, "--out", tmp_path / name)
         assert result.exit_code == 0, result.stderr
     for name in ("summary.json", "trials.csv", "curves.csv", "best_config.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -170,20 +117,20 @@ def test_thirty_kills_of_the_driver_change_nothing_in_a_replay(tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
 
 
+THINKING = ["--landscape", "smooth", "--searchers", "bayes", "--budget-minutes", 30, "--slots", 3]
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    """What a race whose searcher thinks, so that a signal finds it at work, comes to by itself."""
+    out = tmp_path_factory.mktemp("runs") / "twin"
+    assert tune(*THINKING, "--quiet", "--out", out).exit_code == 0
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_replay_stopped_by_a_signal_says_how_to_go_on_and_loses_nothing(tmp_path, number):
-    request = [
-        "--landscape",
-        "smooth",
-        "--searchers",
-        "bayes",
-        "--budget-minutes",
-        60,
-        "--slots",
-        3,
-    ]
-    assert tune(*request, "--quiet", "--out", tmp_path / "twin").exit_code == 0
-    process = start(*request, "--out", tmp_path / "run")
+def test_a_replay_stopped_by_a_signal_says_how_to_go_on_and_loses_nothing(tmp_path, number, twin):
+    process = start(*THINKING, "--out", tmp_path / "run")
     wait_for_epochs(process, tmp_path / "run", 1)
     process.send_signal(number)
     output, _ = process.communicate(timeout=20)
@@ -192,7 +139,7 @@ def test_a_replay_stopped_by_a_signal_says_how_to_go_on_and_loses_nothing(tmp_pa
     result = tune("--resume", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     for name in ("summary.json", "trials.csv"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
+        assert (tmp_path / "run" / name).read_bytes() == (twin / name).read_bytes()
 
 
 def test_a_finished_run_is_resumed_to_the_same_files_and_a_larger_budget_goes_on(tmp_path):
@@ -205,145 +152,6 @@ def test_a_finished_run_is_resumed_to_the_same_files_and_a_larger_budget_goes_on
     after = (out / "trials.csv").read_bytes()
     assert after.startswith(before[: before.rindex(b"\nrandom")])
     assert summary_of(out)["runs"][0]["minutes_spent"] > 88
-
-
-# -- real training -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def real(small_data):
-    return ["--data", "fashion_mnist", "--data-root", small_data, "--epochs", 3, "--device", "cpu"]
-
-
-def check_ledgers(summary, folder):
-    db = sqlite3.connect(folder / "study.sqlite")
-    for row, run in enumerate(summary["runs"], 1):
-        assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
-        columns = "+".join(LEDGER)
-        (charged,) = db.execute(f"SELECT SUM({columns}) FROM charge WHERE run={row}").fetchone()  # noqa: S608
-        assert charged / 60e9 == run["minutes_spent"]
-        (observed,) = db.execute(
-            "SELECT SUM(device_ns) FROM observation WHERE run = ?", (row,)
-        ).fetchone()
-        assert observed <= charged
-    db.close()
-
-
-def test_a_real_race_on_small_data(tmp_path, real):
-    out = tmp_path / "run"
-    process = start(*real, "--budget-minutes", 0.3, "--knobs", "learning_rate,layers", "--out", out)
-    output, errors = process.communicate(timeout=180)
-    assert process.returncode == 0, errors
-    assert errors == ""
-    summary = summary_of(out)
-    assert (summary["device"], summary["unit"]) == ("cpu", "device minutes (cpu)")
-    assert summary["data"] == "fashion_mnist"
-    check_ledgers(summary, out)
-    for run in summary["runs"]:
-        assert run["states"]["COMPLETED"] >= 3
-        assert 0 < run["test_score"] < 1
-        assert run["best_score"] > 0.6
-        assert run["ledger"]["warm_up"] > 0
-    assert "where the device minutes (cpu) went" in " ".join(output.lower().split())
-
-
-def test_a_real_race_killed_now_and_then_loses_no_epoch_and_charges_none_twice(tmp_path, real):
-    out = tmp_path / "run"
-    request = [*real, "--searchers", "random,bayes", "--slots", 1, "--seed", 5]
-    process = start(*request, "--budget-minutes", 0.25, "--out", out)
-    observed, proposed = {}, {}
-    epochs = "SELECT run, number, epoch, score, device_ns FROM observation"
-    for delay in (0.013, 0.031):
-        wait_for_epochs(process, out, len(observed) + 8)
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-        now = {row[:3]: row[3:] for row in read(out, epochs)}
-        assert {key: now[key] for key in observed} == observed
-        observed = now
-        kept = {row[:2]: row[2] for row in read(out, "SELECT run, number, config FROM trial")}
-        assert {key: kept[key] for key in proposed} == proposed
-        proposed = kept
-        process = start("--resume", out)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    summary = summary_of(out)
-    check_ledgers(summary, out)
-    assert any(run["ledger"]["lost"] > 0 for run in summary["runs"])
-    check_proposals(out)
-
-
-def check_proposals(folder):
-    """Every proposal is the one that a searcher which nobody killed makes of the same results."""
-    store = Store(folder / "study.sqlite", create=False)
-    for row in store.runs():
-        searcher = make_searcher(row.searcher, row.space, row.seed)
-        twin = History(row.max_epochs, row.budget_ns)
-        for trial in store.history(row):
-            assert searcher.propose(twin.view()) == trial.config
-            twin.start(replace(trial, state=TrialState.RUNNING, curve=()))
-            for observation in trial.curve:
-                twin.observe(trial.number, observation)
-            twin.update(trial.number, state=trial.state)
-        assert len(twin) >= 5
-    store.close()
-
-
-def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, real):
-    out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.3]
-    process = start(*request, "--out", out)
-    wait_for_epochs(process, out, 3)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=20)
-    assert process.returncode == 130, errors
-    assert f"--resume {out}" in output
-    db = sqlite3.connect(out / "study.sqlite")
-    states = db.execute("SELECT state, checkpoint, partial_ns FROM trial").fetchall()
-    lost = db.execute("SELECT SUM(lost) FROM charge").fetchone()[0]
-    db.close()
-    paused = [row for row in states if row[0] == "PAUSED"]
-    assert paused
-    assert all((out / "checkpoints" / name).exists() for _, name, _ in paused)
-    assert lost == 0
-    process = start("--resume", out, "--quiet")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    check_ledgers(summary_of(out), out)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_workers_start_says_how_to_go_on(tmp_path, real, number):
-    out = tmp_path / "a [bold] name"
-    process = start(*real, "--budget-minutes", 0.3, "--searchers", "random", "--out", out)
-    while not (out / "checkpoints").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    assert errors == ""
-    assert output.splitlines()[-1].strip() == shlex.join(
-        [sys.executable, str(SCRIPT), "--resume", str(out)]
-    )
-
-
-def test_a_winner_that_changed_is_tested_again(tmp_path, real):
-    out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--quiet", "--out", out]
-    assert start(*request, "--budget-minutes", 0.3).wait(timeout=90) == 0
-    db = sqlite3.connect(out / "study.sqlite")
-    db.execute("UPDATE run SET test_score = 2.0")  # a score that no test can give
-    db.commit()
-    db.close()
-    assert start("--resume", out, "--quiet").wait(timeout=60) == 0
-    assert summary_of(out)["runs"][0]["test_score"] == 2.0  # the same winner: read once
-    db = sqlite3.connect(out / "study.sqlite")
-    db.execute("UPDATE run SET tested = 'another checkpoint'")
-    db.commit()
-    db.close()
-    assert start("--resume", out, "--quiet").wait(timeout=60) == 0
-    assert summary_of(out)["runs"][0]["test_score"] < 1
 
 
 def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
@@ -412,14 +220,6 @@ def test_an_unknown_flag_is_exit_code_2_without_a_traceback():
     assert process.returncode == 2
     assert "No such option" in errors
     assert "Traceback" not in errors
-
-
-def test_a_budget_too_small_for_one_epoch_is_refused(tmp_path, real):
-    process = start(*real, "--budget-minutes", 0.0001, "--out", tmp_path / "run")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "is too small: starting up took" in errors
-    assert errors.count("\n") == 1
 
 
 def test_a_replay_budget_too_small_for_one_epoch_is_refused(tmp_path):
@@ -502,16 +302,6 @@ def test_the_script_runs_from_any_folder(tmp_path):
     assert process.returncode == 0, process.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "summary.json").exists()
-
-
-def test_resuming_a_finished_race_charges_nothing_and_changes_nothing(tmp_path, real):
-    out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--budget-minutes", 0.3, "--quiet", "--out", out]
-    assert start(*request).wait(timeout=90) == 0
-    names = ("summary.json", "trials.csv", "curves.csv", "best_config.json")
-    before = {name: (out / name).read_bytes() for name in names}
-    assert start("--resume", out, "--quiet").wait(timeout=60) == 0
-    assert {name: (out / name).read_bytes() for name in names} == before
 
 
 # -- fidelity ------------------------------------------------------------------------------------
@@ -653,17 +443,6 @@ def test_the_best_are_confirmed_and_a_larger_budget_goes_on_searching(tmp_path):
     assert (out / "trials.csv").read_bytes().startswith(before)
     more = check_confirmed(out, 3)
     assert more["trials"] - more["confirmations"] > run["trials"] - run["confirmations"]
-
-
-def test_the_winner_of_real_confirmations_is_tested(tmp_path, real):
-    out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--budget-minutes", 0.3, "--confirm", 2]
-    assert tune(*request, "--quiet", "--out", out).exit_code == 0
-    summary = summary_of(out)
-    check_ledgers(summary, out)
-    (run,) = summary["runs"]
-    assert run["confirmations"] >= 1
-    assert 0 < run["test_score"] < 1
 
 
 def test_a_negative_number_of_confirmations_is_refused(tmp_path):

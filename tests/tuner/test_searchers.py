@@ -89,15 +89,23 @@ def test_another_seed_gives_other_proposals(name):
     assert [t.config for t in again] == runs[0]
 
 
-def test_the_global_generators_and_torch_threads_are_untouched(name):
+@pytest.fixture
+def two_threads():
+    """More than a model takes for itself, and so more than what it might leave behind."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+def test_the_global_generators_and_torch_threads_are_untouched(name, two_threads):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # noqa: NPY002
-    threads = torch.get_num_threads()
     grow(History(1, 10**6), MIXED, make_searcher(name, MIXED, 0), 10)
     assert random.getstate() == before[0]
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[2])
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == two_threads
 
 
 def blas_threads():

@@ -165,7 +165,7 @@ def test_a_search_where_there_is_nothing_to_find_ends_and_stays_ended():
 
 
 def test_confirmations_come_after_the_end():
-    scheduler = begin(200 * TRAINING_NS, name="bayes", confirm=3)
+    scheduler = begin(200 * TRAINING_NS, confirm=3)
     scheduler.run()
     again = [t for t in scheduler.history if t.confirms is not None]
     searched = [t for t in scheduler.history if t.confirms is None]

@@ -1,0 +1,182 @@
+"""The command line in real training: its ledger, and what survives being killed or stopped."""
+
+import json
+import shlex
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.scripts.command_line import LEDGER, SCRIPT, read, start, summary_of, wait_for_epochs
+from tuner.searchers import make_searcher
+from tuner.store import Store
+from tuner.trial import History, TrialState
+
+
+@pytest.fixture(scope="module")
+def real(small_data):
+    return ["--data", "fashion_mnist", "--data-root", small_data, "--epochs", 3, "--device", "cpu"]
+
+
+def check_ledgers(summary, folder):
+    db = sqlite3.connect(folder / "study.sqlite")
+    for row, run in enumerate(summary["runs"], 1):
+        assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
+        columns = "+".join(LEDGER)
+        (charged,) = db.execute(f"SELECT SUM({columns}) FROM charge WHERE run={row}").fetchone()  # noqa: S608
+        assert charged / 60e9 == run["minutes_spent"]
+        (observed,) = db.execute(
+            "SELECT SUM(device_ns) FROM observation WHERE run = ?", (row,)
+        ).fetchone()
+        assert observed <= charged
+    db.close()
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory, real):
+    """A finished race that several tests look at, or resume in a copy; and what it printed."""
+    out = tmp_path_factory.mktemp("race") / "run"
+    request = ["--budget-minutes", 0.3, "--knobs", "learning_rate,layers", "--confirm", 2]
+    process = start(*real, *request, "--out", out)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    return out, output
+
+
+def test_a_real_race_on_small_data(race):
+    out, output = race
+    summary = summary_of(out)
+    assert (summary["device"], summary["unit"]) == ("cpu", "device minutes (cpu)")
+    assert summary["data"] == "fashion_mnist"
+    assert [run["searcher"] for run in summary["runs"]] == ["grid", "random", "bayes"]
+    check_ledgers(summary, out)
+    for run in summary["runs"]:
+        assert run["states"]["COMPLETED"] >= 3
+        assert 0 < run["test_score"] < 1
+        assert run["best_score"] > 0.6
+        assert run["ledger"]["warm_up"] > 0
+    assert "where the device minutes (cpu) went" in " ".join(output.lower().split())
+
+
+def test_the_winners_of_real_confirmations_are_tested(race):
+    for run in summary_of(race[0])["runs"]:
+        assert run["confirmations"] >= 1
+        assert 0 < run["test_score"] < 1
+
+
+def test_resuming_a_finished_race_changes_nothing_and_tests_only_a_winner_that_changed(
+    tmp_path, race
+):
+    out = shutil.copytree(race[0], tmp_path / "run")
+    names = ("trials.csv", "curves.csv", "summary.json", "best_config.json")
+    before = {name: (out / name).read_bytes() for name in names}
+
+    def resumed_after(change):
+        db = sqlite3.connect(out / "study.sqlite")
+        db.execute(f"UPDATE run SET {change}")  # noqa: S608
+        db.commit()
+        db.close()
+        assert start("--resume", out, "--quiet").wait(timeout=180) == 0
+        return {name: (out / name).read_bytes() for name in names}
+
+    after = resumed_after("test_score = 2.0")  # a score that no test can give
+    assert [after[name] for name in names[:2]] == [before[name] for name in names[:2]]
+    runs, whole = json.loads(after["summary.json"])["runs"], json.loads(before["summary.json"])
+    assert [run["test_score"] for run in runs] == [2.0] * 3  # the same winners: read once
+    assert [run["ledger"] for run in runs] == [run["ledger"] for run in whole["runs"]]
+    # Tested again, they score what they scored, and all is as it was to the byte.
+    assert resumed_after("tested = 'another checkpoint'") == before
+
+
+def test_a_real_race_killed_now_and_then_loses_no_epoch_and_charges_none_twice(tmp_path, real):
+    out = tmp_path / "run"
+    request = [*real, "--searchers", "random,bayes", "--slots", 1, "--seed", 5]
+    process = start(*request, "--budget-minutes", 0.25, "--out", out)
+    observed, proposed = {}, {}
+    epochs = "SELECT run, number, epoch, score, device_ns FROM observation"
+    for delay in (0.013, 0.031):
+        wait_for_epochs(process, out, len(observed) + 8)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        now = {row[:3]: row[3:] for row in read(out, epochs)}
+        assert {key: now[key] for key in observed} == observed
+        observed = now
+        kept = {row[:2]: row[2] for row in read(out, "SELECT run, number, config FROM trial")}
+        assert {key: kept[key] for key in proposed} == proposed
+        proposed = kept
+        process = start("--resume", out)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    summary = summary_of(out)
+    check_ledgers(summary, out)
+    assert any(run["ledger"]["lost"] > 0 for run in summary["runs"])
+    check_proposals(out)
+
+
+def check_proposals(folder):
+    """Every proposal is the one that a searcher which nobody killed makes of the same results."""
+    store = Store(folder / "study.sqlite", create=False)
+    for row in store.runs():
+        searcher = make_searcher(row.searcher, row.space, row.seed)
+        twin = History(row.max_epochs, row.budget_ns)
+        for trial in store.history(row):
+            assert searcher.propose(twin.view()) == trial.config
+            twin.start(replace(trial, state=TrialState.RUNNING, curve=()))
+            for observation in trial.curve:
+                twin.observe(trial.number, observation)
+            twin.update(trial.number, state=trial.state)
+        assert len(twin) >= 5
+    store.close()
+
+
+def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, real):
+    out = tmp_path / "run"
+    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.3]
+    process = start(*request, "--out", out)
+    wait_for_epochs(process, out, 3)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    assert f"--resume {out}" in output
+    db = sqlite3.connect(out / "study.sqlite")
+    states = db.execute("SELECT state, checkpoint, partial_ns FROM trial").fetchall()
+    lost = db.execute("SELECT SUM(lost) FROM charge").fetchone()[0]
+    db.close()
+    paused = [row for row in states if row[0] == "PAUSED"]
+    assert paused
+    assert all((out / "checkpoints" / name).exists() for _, name, _ in paused)
+    assert lost == 0
+    process = start("--resume", out, "--quiet")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    check_ledgers(summary_of(out), out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_workers_start_says_how_to_go_on(tmp_path, real, number):
+    out = tmp_path / "a [bold] name"
+    process = start(*real, "--budget-minutes", 0.3, "--searchers", "random", "--out", out)
+    while not (out / "checkpoints").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert errors == ""
+    assert output.splitlines()[-1].strip() == shlex.join(
+        [sys.executable, str(SCRIPT), "--resume", str(out)]
+    )
+
+
+def test_a_budget_too_small_for_one_epoch_is_refused(tmp_path, real):
+    process = start(*real, "--budget-minutes", 0.0001, "--out", tmp_path / "run")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 2
+    assert "is too small: starting up took" in errors
+    assert errors.count("\n") == 1
