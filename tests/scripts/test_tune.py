@@ -205,7 +205,7 @@ def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("models.training_runner._count_gpus", lambda: 0)
+    monkeypatch.setattr("models.devices._count_gpus", lambda: 0)
     result = tune(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr
