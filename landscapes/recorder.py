@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscapes.table import Table, to_row
+from tuner.history import HistoryView
 from tuner.searchers.base import SpaceExhausted
 from tuner.space import Config, SearchSpace
-from tuner.trial import HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 
 
 class DesignSearcher:

@@ -27,10 +27,11 @@ from scripts.workers import count_cores
 from tuner.budget import Budget
 from tuner.confirm import chosen, expected_score, mean_score, modelled_score, with_confirmations
 from tuner.entry import make_entry
+from tuner.history import History, HistoryView
 from tuner.scheduler import Recorder, Scheduler
 from tuner.seeding import config_text, derive_seed
 from tuner.space import Config
-from tuner.trial import History, HistoryView, TrialState
+from tuner.trial import TrialState
 
 PLACES = ("cnn_sample_2d", "smooth@0.02", "bumpy@0.02", "flat@0.02", "smooth@0.005")
 CONFIRMED = (0, 3, 5)

@@ -19,11 +19,11 @@ from landscapes.landscape import Curve
 from landscapes.replay_runner import ReplayRunner
 from tuner.entry import make_entry
 from tuner.fidelity import Action, Done, FidelityPolicy, Sample
+from tuner.history import HistoryView
 from tuner.race import enter
 from tuner.reader import RunRow
 from tuner.space import Config, Float, SearchSpace
 from tuner.store import Store
-from tuner.trial import HistoryView
 
 EPOCHS = 10
 BATCH_S = 0.5

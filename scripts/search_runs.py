@@ -21,11 +21,11 @@ from scripts.peers import PEERS, Seen, Stopwatch, play_peer
 from tuner.budget import Budget
 from tuner.entry import make_entry
 from tuner.fidelity import Action, FidelityPolicy
+from tuner.history import History, HistoryView
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import Searcher
 from tuner.seeding import derive_seed
 from tuner.space import Config
-from tuner.trial import History, HistoryView
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Of the budget: when regret is read off."""

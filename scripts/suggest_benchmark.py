@@ -17,9 +17,10 @@ from rich.progress import track
 from scripts.errors import plain_errors
 from scripts.figures import FOLDER, Table, ratio, save
 from scripts.peers import require
+from tuner.history import History
 from tuner.searchers import Searcher, make_searcher
 from tuner.space import Config, Float, SearchSpace, Units
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 SPACE = SearchSpace(
     learning_rate=Float(1e-4, 1.0, log=True),

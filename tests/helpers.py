@@ -7,11 +7,11 @@ import numpy as np
 from landscapes.replay_runner import ReplayRunner
 from tuner.budget import Budget
 from tuner.fidelity import FullFidelity
+from tuner.history import History
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import make_searcher
 from tuner.seeding import derive_seed
 from tuner.space import Float, SearchSpace
-from tuner.trial import History
 
 SPACE = SearchSpace(x=Float(0.0, 1.0), y=Float(0.0, 1.0))
 

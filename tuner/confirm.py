@@ -19,9 +19,10 @@ from tuner.fidelity import (
     Stop,
     Wait,
 )
+from tuner.history import History, HistoryView
 from tuner.seeding import config_text
 from tuner.space import SearchSpace
-from tuner.trial import History, HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 
 _SLACK = 1.1  # of what is kept back: no training costs just what it did before
 _MOST_DATA = 300  # for which a Gaussian process is fitted in a second or two

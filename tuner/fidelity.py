@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Protocol, TypeAlias
 
 from tuner.brackets import Bracket, halving_bracket, hyperband_brackets, promoted
-from tuner.trial import HistoryView, Trial, TrialState
+from tuner.history import HistoryView
+from tuner.trial import Trial, TrialState
 
 
 @dataclass(frozen=True)

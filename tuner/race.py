@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from tuner.budget import Budget, Costs, Kind
 from tuner.fidelity import FidelityPolicy, FullFidelity
+from tuner.history import History
 from tuner.meter import apportion
 from tuner.reader import RunRow
 from tuner.runner import Runner
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.searchers.base import Searcher
 from tuner.store import Store
-from tuner.trial import History, Trial
+from tuner.trial import Trial
 
 TURNS = 8
 """How many turns a budget is divided into: enough that a slow hour of the machine, or a hot GPU,

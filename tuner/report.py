@@ -18,11 +18,12 @@ from tuner.budget import Costs, Kind, to_minutes
 from tuner.confirm import Expected, chosen, mean_score
 from tuner.fidelity import first_rung
 from tuner.files import write_atomically
+from tuner.history import HistoryView
 from tuner.importance import importance
 from tuner.progress import Line, race_progress
 from tuner.reader import RunRow
 from tuner.terrain import Terrain
-from tuner.trial import HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 from tuner.verdict import verdict
 
 

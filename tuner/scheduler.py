@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from tuner.budget import Budget, Costs, Kind
 from tuner.confirm import worth_keeping
 from tuner.fidelity import Done, FidelityPolicy, Repeat, Resume, Sample, Stop
+from tuner.history import History
 from tuner.runner import FINAL_STATE, Event, EventKind, Runner
 from tuner.searchers.base import Searcher, SpaceExhausted
 from tuner.seeding import trial_seed
 from tuner.space import Config
 from tuner.store import Store
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 MAX_FAULTS = 3
 """How often a trial goes on in a new worker after its old one died."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from tuner.confirm import training_ns
 from tuner.fidelity import Action, Done, FidelityPolicy, Resume, Sample
+from tuner.history import History, HistoryView
 from tuner.naming import pick
 from tuner.seeding import derive_seed
 from tuner.space import SearchSpace
-from tuner.trial import History, HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 
 STOPS = ("never", "auto")
 

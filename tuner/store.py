@@ -19,9 +19,10 @@ from typing import Any, TypeAlias
 
 from tuner.budget import Costs, Kind
 from tuner.files import FileLock
+from tuner.history import History
 from tuner.reader import SCHEMA_VERSION, RunRow, StudyReader
 from tuner.space import SearchSpace
-from tuner.trial import History, Observation, Trial
+from tuner.trial import Observation, Trial
 
 _KINDS = [kind.value for kind in Kind]
 _SCHEMA = f"""

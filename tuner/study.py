@@ -13,6 +13,7 @@ from tuner.budget import Budget, Kind, to_minutes, to_ns
 from tuner.confirm import Expected, chosen, expected_score, with_confirmations
 from tuner.entry import ETA, make_entry
 from tuner.fidelity import UNLIMITED, FidelityPolicy, FullFidelity
+from tuner.history import History, HistoryView
 from tuner.naming import pick
 from tuner.reader import RunRow
 from tuner.runner import FunctionRunner, TrainFunction
@@ -21,7 +22,7 @@ from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.stop_rule import check_stop, with_stop
 from tuner.store import Store
-from tuner.trial import ADDED, History, HistoryView, Observation, Trial, TrialState
+from tuner.trial import ADDED, Observation, Trial, TrialState
 from tuner.warm_start import read_study, take_over
 
 _SIGNS = {"max": 1.0, "min": -1.0}

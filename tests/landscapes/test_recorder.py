@@ -7,9 +7,10 @@ import pytest
 
 from landscapes.recorder import DesignSearcher, lattice, make_table, sobol
 from tests.helpers import RandomCosts, search
+from tuner.history import History
 from tuner.searchers import SpaceExhausted
 from tuner.space import Choice, Float, Int, SearchSpace
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 SPACE = SearchSpace(lr=Float(1e-4, 1.0, log=True), n=Int(1, 5), act=Choice(("relu", "gelu")))
 NAN = float("nan")

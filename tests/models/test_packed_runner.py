@@ -23,9 +23,10 @@ from models.training_runner import TrainingRunner
 from models.worker import Worker
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Sample
+from tuner.history import History
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import make_searcher
-from tuner.trial import History, TrialState
+from tuner.trial import TrialState
 
 EPOCHS = 3
 SPACE = make_space(["learning_rate", "momentum"], ["learning_rate=0.003:0.1:log"])

@@ -17,9 +17,10 @@ from models.pool import Setup, WorkerPool
 from models.training_runner import TrainingRunner
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Halving, Sample
+from tuner.history import History
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler
 from tuner.searchers import make_searcher
-from tuner.trial import Checkpoint, History, TrialState
+from tuner.trial import Checkpoint, TrialState
 
 EPOCHS = 4
 SPACE = make_space(["learning_rate", "dropout"], ["learning_rate=0.003:0.1:log"])

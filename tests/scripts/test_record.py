@@ -20,11 +20,11 @@ from models.training_runner import TrainingRunner
 from scripts.record import app
 from tuner.budget import Budget, to_ns
 from tuner.fidelity import Done, Sample
+from tuner.history import History
 from tuner.race import enter
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import make_searcher
 from tuner.store import Store
-from tuner.trial import History
 
 ROOT = Path(__file__).parents[2]
 

@@ -34,9 +34,9 @@ from scripts.search_runs import (
 )
 from tuner.budget import Budget
 from tuner.fidelity import FullFidelity
+from tuner.history import History
 from tuner.scheduler import Recorder, Scheduler
 from tuner.space import Float, SearchSpace
-from tuner.trial import History
 
 pytest.importorskip("optuna")
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 import pytest
 
 from tests.scripts.command_line import LEDGER, SCRIPT, read, start, summary_of, wait_for_epochs
+from tuner.history import History
 from tuner.searchers import make_searcher
 from tuner.store import Store
-from tuner.trial import History, TrialState
+from tuner.trial import TrialState
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from tests.helpers import RandomCosts
 from tuner.budget import Budget
 from tuner.entry import DECIDES_ITSELF, make_entry
 from tuner.fidelity import POLICIES
+from tuner.history import History
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import SEARCHERS
 from tuner.space import Choice, SearchSpace
-from tuner.trial import History
 
 ETA, FIRST = 3, 1
 OWN_MINDS = sorted(DECIDES_ITSELF & SEARCHERS.keys())

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, norm, truncnorm
 
+from tuner.history import History
 from tuner.searchers import make_searcher
 from tuner.searchers.bohb import BohbSearcher, Density, bandwidths, model_epoch, split_sizes
 from tuner.searchers.random import draw_new
 from tuner.space import Float, Int, SearchSpace
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 LINE = SearchSpace(x=Float(0.0, 1.0))
 PLANE = SearchSpace(x=Float(0.0, 1.0), y=Float(1.0, 10.0, log=True))

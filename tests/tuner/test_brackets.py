@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tuner.brackets import halving_bracket, hyperband_brackets, rung_epochs
 from tuner.fidelity import Asha, Resume
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.history import History
+from tuner.trial import Observation, Trial, TrialState
 
 
 @pytest.mark.parametrize(

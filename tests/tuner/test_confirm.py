@@ -24,12 +24,13 @@ from tuner.confirm import (
 )
 from tuner.entry import make_entry
 from tuner.fidelity import FullFidelity
+from tuner.history import History
 from tuner.race import enter
 from tuner.report import Outcome, run_summary, worth
 from tuner.scheduler import Recorder, Scheduler
 from tuner.seeding import derive_seed, trial_seed
 from tuner.store import Store
-from tuner.trial import Checkpoint, History, Observation, Trial, TrialState
+from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
 ENTRIES = ["random", "grid", "random+asha", "random+median", "hyperband", "sh"]
 

@@ -29,12 +29,13 @@ from tuner.fidelity import (
     default_min_epochs,
     first_rung,
 )
+from tuner.history import History
 from tuner.runner import EventKind, FunctionRunner
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import make_searcher
 from tuner.space import Choice, Float, SearchSpace
 from tuner.study import Study, tune
-from tuner.trial import Checkpoint, History, Observation, Trial, TrialState
+from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
 
 class Formula:

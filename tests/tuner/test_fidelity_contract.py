@@ -26,10 +26,11 @@ from tuner.brackets import rung_epochs
 from tuner.budget import Kind, to_ns
 from tuner.entry import Entry
 from tuner.fidelity import POLICIES
+from tuner.history import History
 from tuner.race import enter
 from tuner.seeding import derive_seed
 from tuner.store import Store
-from tuner.trial import History, TrialState
+from tuner.trial import TrialState
 
 WITH_GRID = [f"grid+{policy}" for policy in POLICIES]
 MODELS = ["bayes+asha", "bohb", *OWN_MINDS]

@@ -7,8 +7,8 @@ from tests.helpers import RandomCosts
 from tuner.budget import Budget
 from tuner.entry import make_entry
 from tuner.fidelity import POLICIES, Done, Sample
+from tuner.history import History
 from tuner.scheduler import Recorder, Scheduler
-from tuner.trial import History
 
 
 class Counted(list):

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.trial import History, HistoryView, Observation, Trial, TrialState
+from tuner.history import History, HistoryView
+from tuner.trial import Observation, Trial, TrialState
 
 
 def start(history, n=1, target=3):

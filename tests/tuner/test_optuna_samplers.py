@@ -8,10 +8,11 @@ import warnings
 import numpy as np
 import pytest
 
+from tuner.history import History
 from tuner.searchers import make_searcher
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Float, Int, SearchSpace
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("cmaes")

@@ -11,6 +11,7 @@ from tests.helpers import SPACE, RandomCosts, search
 from tuner.budget import Budget, Kind
 from tuner.entry import make_entry
 from tuner.fidelity import FullFidelity
+from tuner.history import History
 from tuner.race import enter
 from tuner.reader import RunRow
 from tuner.runner import Event, EventKind
@@ -18,7 +19,7 @@ from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler, TrainingBrokenError
 from tuner.searchers import make_searcher
 from tuner.space import Choice, SearchSpace
 from tuner.store import Store
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 sizes = st.tuples(
     st.integers(1, 6),  # epochs

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy.stats import norm, qmc
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from tuner.history import History
 from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
 from tuner.searchers.grid import lattice_size
 from tuner.space import Choice, Float, Int, SearchSpace
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 MIXED = SearchSpace(
     lr=Float(1e-4, 1.0, log=True),

@@ -11,11 +11,12 @@ from tuner.budget import Budget, Kind
 from tuner.confirm import with_confirmations
 from tuner.entry import make_entry
 from tuner.fidelity import Done, FullFidelity, Resume, Sample, Stop, Wait
+from tuner.history import History
 from tuner.race import enter
 from tuner.scheduler import Recorder, Scheduler
 from tuner.stop_rule import _IN_A_ROW, AutoStop, returned_ns, with_stop
 from tuner.store import Store
-from tuner.trial import History, Observation, Trial, TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 FLAT = replace(make_landscape("flat"), epochs=2)
 TRAINING_NS = round(2 * 6.5e9 * 1.15)

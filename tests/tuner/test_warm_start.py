@@ -13,6 +13,7 @@ from tests.helpers import RandomCosts, search
 from tuner import Choice, Float, Int, SearchSpace, Study, TrialState, tune
 from tuner.budget import Budget, to_ns
 from tuner.entry import make_entry
+from tuner.history import History
 from tuner.page.film import Camera, Scene, history_at
 from tuner.reader import RunRow
 from tuner.report import Outcome, best_so_far, run_summary
@@ -20,7 +21,7 @@ from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import SpaceExhausted, make_searcher
 from tuner.searchers.grid import GridSearcher
 from tuner.searchers.shared_start import SharedStart
-from tuner.trial import ADDED, History, Observation, Trial
+from tuner.trial import ADDED, Observation, Trial
 from tuner.warm_start import EarlierStudy, in_words, read_study, take_over
 
 SPACE = SearchSpace(lr=Float(0.01, 1.0, log=True), layers=Int(2, 6), act=Choice(("relu", "gelu")))

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuner.budget import Costs, to_minutes
+from tuner.history import History, HistoryView
 from tuner.reader import RunRow
 from tuner.space import Choice, Config, SearchSpace
 from tuner.terrain import Terrain
-from tuner.trial import History, HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 
 
 @dataclass(frozen=True)

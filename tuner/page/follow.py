@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tuner.budget import to_minutes
+from tuner.history import History
 from tuner.page.belief import belief
 from tuner.page.film import Camera, Scene, film, surface
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
 from tuner.reader import Snapshot, study_mark
 from tuner.terrain import Terrain
-from tuner.trial import History
 
 _LOOK_EVERY_S = 0.5
 _UNFINISHED = {

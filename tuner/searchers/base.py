@@ -6,9 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
+from tuner.history import HistoryView
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace, Value
-from tuner.trial import HistoryView, TrialState
+from tuner.trial import TrialState
 
 
 class SpaceExhausted(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tuner.brackets import rung_epochs
+from tuner.history import HistoryView
 from tuner.searchers.candidates import maximise, sobol_start
 from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
@@ -12,7 +13,7 @@ from tuner.searchers.surrogate import Belief, Outlook, Surrogate, start_size
 from tuner.searchers.threads import one_thread
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
-from tuner.trial import HistoryView, TrialState
+from tuner.trial import TrialState
 
 _SPREAD = 2.0  # see Outlook
 _LADDER = 3  # curves are looked at where their epoch is a third of the next

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, ndtr, ndtri
 
+from tuner.history import HistoryView
 from tuner.searchers.base import config_key, generator, tried
 from tuner.searchers.random import draw_new
 from tuner.space import Choice, Config, SearchSpace
-from tuner.trial import HistoryView, TrialState
+from tuner.trial import TrialState
 
 RANDOM_FRACTION = 1 / 3
 TOP = 0.15  # q: the share of the data that is good

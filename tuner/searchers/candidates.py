@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
+from tuner.history import HistoryView
 from tuner.searchers.base import config_key, tried
 from tuner.searchers.random import draw_new
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, SearchSpace, Units
-from tuner.trial import HistoryView
 
 _RAW_POINTS = 512
 _LOCAL_POINTS = 64  # around each centre

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tuner.brackets import rung_epochs
 from tuner.fidelity import Action, Done, Resume, Sample, Stop, default_min_epochs
+from tuner.history import HistoryView
 from tuner.searchers.base import SpaceExhausted
 from tuner.searchers.bayes import belief_of, has_model
 from tuner.searchers.candidates import maximise, sobol_start
@@ -25,7 +26,7 @@ from tuner.searchers.surrogate import Belief, Outlook, Surrogate
 from tuner.searchers.threads import one_thread
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace, Units
-from tuner.trial import HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 
 _MOST_PAUSED = 128
 _SPREAD = 3.0  # see Outlook

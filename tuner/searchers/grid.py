@@ -6,9 +6,9 @@ import itertools
 import math
 from collections.abc import Iterator
 
+from tuner.history import HistoryView
 from tuner.searchers.base import SpaceExhausted, config_key, generator, tried
 from tuner.space import Config, SearchSpace, Value
-from tuner.trial import HistoryView
 
 _FINEST = 257
 _SCATTERED = 4096

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from tuner.history import HistoryView
 from tuner.naming import pick
 from tuner.searchers.base import config_key, tried
 from tuner.searchers.random import draw_new
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, Domain, Float, SearchSpace, Value
-from tuner.trial import HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 
 _INSTALL = "Optuna's samplers need more packages: pip install 'tuner[optuna]'"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
+from tuner.history import HistoryView
 from tuner.searchers.base import SpaceExhausted, config_key, generator, tried
 from tuner.space import Config, SearchSpace
-from tuner.trial import HistoryView
 
 _DRAWS_BEFORE_COUNTING = 100
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from tuner.history import HistoryView
 from tuner.searchers.base import Searcher
 from tuner.searchers.random import draw_new
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
-from tuner.trial import HistoryView
 
 
 class SharedStart:

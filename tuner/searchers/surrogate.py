@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
+from tuner.history import HistoryView
 from tuner.searchers.fit import Prior, fit
 from tuner.searchers.kernels import Array, Kernel
 from tuner.searchers.posterior import Posterior, log_expected_improvement
 from tuner.space import Choice, Config, SearchSpace, Units
-from tuner.trial import HistoryView, Trial, TrialState
+from tuner.trial import Trial, TrialState
 
 CLAMP = 0.15
 """How far under the median, in units of best - median, the surrogate is shown scores to be.
