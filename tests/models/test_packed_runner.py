@@ -230,6 +230,7 @@ class Driver:
     def close(self):
         self.connection.close()
         self.thread.join(60)
+        torch.set_flush_denormal(False)  # a worker's own process may keep it, the tests' may not
 
 
 def test_a_pack_that_memory_does_not_hold_is_halved_and_no_trial_is_lost(

@@ -48,17 +48,21 @@ def read(folder, query):
         db.close()
 
 
+def epochs_of(folder):
+    """How many epochs are on record; none while there are no tables."""
+    if not (folder / "study.sqlite").exists():
+        return 0
+    try:
+        return read(folder, "SELECT COUNT(*) FROM observation")[0][0]
+    except sqlite3.OperationalError:
+        return 0  # the tables are still being made
+
+
 def wait_for_epochs(process, folder, count):
     """Wait until so many epochs are on record."""
-    while True:
+    while epochs_of(folder) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-        if (folder / "study.sqlite").exists():
-            try:
-                if read(folder, "SELECT COUNT(*) FROM observation")[0][0] >= count:
-                    return
-            except sqlite3.OperationalError:
-                pass  # the tables are still being made
 
 
 def summary_of(folder):

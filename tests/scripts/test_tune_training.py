@@ -41,8 +41,8 @@ def check_ledgers(summary, folder):
 def race(tmp_path_factory, real):
     """A finished race that several tests look at, or resume in a copy; and what it printed."""
     out = tmp_path_factory.mktemp("race") / "run"
-    request = ["--budget-minutes", 0.3, "--knobs", "learning_rate,layers", "--confirm", 2]
-    process = start(*real, *request, "--out", out)
+    request = [*real, "--budget-minutes", 0.3, "--knobs", "learning_rate,layers"]
+    process = start(*request, "--slots", 1, "--confirm", 2, "--out", out)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert errors == ""
@@ -176,7 +176,7 @@ def test_a_signal_while_workers_start_says_how_to_go_on(tmp_path, real, number):
 
 
 def test_a_budget_too_small_for_one_epoch_is_refused(tmp_path, real):
-    process = start(*real, "--budget-minutes", 0.0001, "--out", tmp_path / "run")
+    process = start(*real, "--budget-minutes", 0.0001, "--slots", 1, "--out", tmp_path / "run")
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 2
     assert "is too small: starting up took" in errors

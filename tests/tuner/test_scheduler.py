@@ -30,7 +30,7 @@ sizes = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sizes)
 def test_the_budget_is_never_overspent_and_never_left_over(size):
     epochs, highest, slots, budget_ns, seed = size
@@ -46,7 +46,7 @@ def test_the_budget_is_never_overspent_and_never_left_over(size):
     assert scheduler.budget.available_ns == scheduler.budget.remaining_ns
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(1, 400))
 def test_turns_change_nothing_until_the_budget_runs_short(size, turn_ns):
     epochs, highest, _, budget_ns, seed = size
