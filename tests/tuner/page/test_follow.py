@@ -55,6 +55,7 @@ def test_a_large_open_transaction_is_rolled_back_in_the_copy(store, tmp_path):
     store._db.execute("PRAGMA cache_size = 10")  # so that it soon spills into the file
     for _ in range(3_000):
         add_trial(store, history, 0.25)
+    store._write()  # rows are gathered until then; a commit is yet to come
     assert (tmp_path / "study.sqlite").stat().st_size > size
     snapshot = Snapshot(tmp_path / "study.sqlite")
     assert len(snapshot.trials(snapshot.runs()[0])) == 50
