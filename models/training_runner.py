@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from models.control import DEADLINE, INTERRUPT, YIELD
@@ -154,7 +153,7 @@ class TrainingRunner:
             events.append(self._paid(None, Kind.LOST, meter.drop(worker.start_key, at)))
         for job in jobs:
             lost = self._paid(job.trial.number, Kind.LOST, meter.drop(job.id, at))
-            events.append(replace(lost, kind=EventKind.INTERRUPTED, ends=True, reason=reason))
+            events.append(lost._replace(kind=EventKind.INTERRUPTED, ends=True, reason=reason))
         self._pool.restart(worker)
         meter.claim(worker.start_key, at)  # until it is ready: WARM_UP
         return events

@@ -11,8 +11,7 @@ import enum
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tuner.budget import Costs, Kind
 from tuner.meter import DeviceMeter
@@ -33,8 +32,10 @@ class EventKind(enum.Enum):
     IDLE = "idle"  # device time that no trial used
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+_NO_METRICS: Mapping[str, float] = {}
+
+
+class Event(NamedTuple):
     """One thing that happened, and what it cost.
 
     Attributes:
@@ -56,7 +57,7 @@ class Event:
     clock: int | None = None
     ends: bool = False
     score: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = _NO_METRICS
     checkpoint: Checkpoint | None = None
     reason: str = ""
 

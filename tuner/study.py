@@ -315,7 +315,7 @@ class Study:
     def _outward(self, trial: Trial) -> Trial:
         if self._sign == 1.0:
             return trial
-        curve = tuple(replace(o, score=-o.score) for o in trial.curve)
+        curve = tuple(o._replace(score=-o.score) for o in trial.curve)
         return replace(trial, curve=curve)
 
     def _run(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tuner.space import Config
 
@@ -43,9 +44,11 @@ _FINAL = frozenset(
 _BROKEN = frozenset({TrialState.INFEASIBLE, TrialState.FAILED})
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """One epoch of a trial.
+_NO_METRICS: Mapping[str, float] = {}
+
+
+class Observation(NamedTuple):
+    """One epoch of a trial; a tuple, since nothing is made more often.
 
     Attributes:
         epoch: 1-based.
@@ -59,7 +62,7 @@ class Observation:
     score: float
     device_ns: int
     at_ns: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = _NO_METRICS
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def _as_earlier(
     trial: Trial, space: SearchSpace, whole: int | None, max_epochs: int | None
 ) -> Trial:
     """A trial as one of another study, which was full at `whole` epochs where it is at `max`."""
-    curve = tuple(replace(o, at_ns=0) for o in trial.curve[:max_epochs])
+    curve = tuple(o._replace(at_ns=0) for o in trial.curve[:max_epochs])
     if trial.state is TrialState.INFEASIBLE:
         state = TrialState.INFEASIBLE
     elif len(curve) == max_epochs or _said_so_itself(trial, whole):

@@ -74,7 +74,7 @@ def test_trials_are_numbered_on_and_are_final_free_and_without_a_past():
     old = trial(4, checkpoint="x", granted=3, reserved_ns=9, clock=3, faults=1, note="random")
     (taken,) = take_over([study([old])], SPACE, 3, first=7)
     (new,) = taken.trials
-    curve = tuple(replace(o, at_ns=0) for o in old.curve)
+    curve = tuple(o._replace(at_ns=0) for o in old.curve)
     assert new == Trial(7, FITS, 11, 3, TrialState.COMPLETED, curve, source="old")
     assert (new.device_ns, new.paid_ns, new.remark) == (150, 0, "from old")
 
