@@ -81,7 +81,8 @@ def explore(device: str, cores: int, slots: int | None, measure: Measure) -> lis
     else:
         found = _on_gpu(slots, measure)
     if not found:
-        raise ValueError(f"the memory of {device} does not hold one training of the default recipe")
+        many = "one training" if slots is None else f"{slots} trainings"
+        raise ValueError(f"the memory of {device} does not hold {many} of the default recipe")
     return found
 
 

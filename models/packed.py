@@ -131,8 +131,9 @@ class Pack:
         self._statistics[i] = statistics.to(self._data.device)
         knobs = (recipe.weight_decay, recipe.momentum, recipe.dropout, recipe.label_smoothing)
         self._knobs[i] = torch.tensor(knobs, dtype=self._data.dtype)
-        self._lanes[i] = _Lane(recipe, seed, epoch, batch)
-        self._plan(i, loss)
+        lane = _Lane(recipe, seed, epoch, batch)
+        self._plan(i, lane, loss)
+        self._lanes[i] = lane  # last: where memory ran out on the way the lane is still free
         return i
 
     def leave(self, i: int) -> None:
@@ -156,9 +157,8 @@ class Pack:
             raise ValueError(f"lane {i} is empty")
         return lane
 
-    def _plan(self, i: int, loss: float = 0.0) -> None:
+    def _plan(self, i: int, lane: _Lane, loss: float = 0.0) -> None:
         """Lay out the lane's epoch in the buffers that a step reads."""
-        lane = self._lane(i)
         plan = plan_epoch(
             self._data, lane.recipe, lane.seed, lane.epoch, self._epochs, self._augment
         )
@@ -210,7 +210,7 @@ class Pack:
                 found[i] = losses[i]
                 lane.epoch, lane.batch = lane.epoch + 1, 0
                 if lane.epoch < self._epochs:
-                    self._plan(i)
+                    self._plan(i, lane)
         return found
 
     def _step(self) -> None:
@@ -232,15 +232,17 @@ class Pack:
                 tensor.copy_(before)
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream(self._data.device)
+        stream, pool = self._data.capturing()
         stream.wait_stream(torch.cuda.current_stream(self._data.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries choose their algorithms and allocate outside the graph
-                self._compute()
-        torch.cuda.current_stream(self._data.device).wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # libraries choose algorithms and allocate outside the graph
+                    self._compute()
+        finally:
+            torch.cuda.current_stream(self._data.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Packs take turns, and nothing outlives a step but the buffers: one pool of memory for all.
-        with torch.cuda.graph(graph, pool=self._data.graph_pool()):
+        with torch.cuda.graph(graph, pool=pool):
             self._compute()
         return graph
 
@@ -272,11 +274,13 @@ class Pack:
             mine = live[:, None]
             slope = slope.addcmul_(self._weights, decay[:, None])
             velocity = torch.addcmul(slope, self._momentum, momentum[:, None])
-            rate = self._rates.gather(1, batch[:, None]) * mine
+            rate = self._rates.gather(1, batch[:, None])
             change = torch.addcmul(slope, velocity, momentum[:, None]).mul_(rate)
-            self._weights.sub_(change)
+            # Chosen, not multiplied by 0: what is thrown away may be infinite.
+            self._weights.sub_(torch.where(mine, change, 0.0))
             torch.where(mine, velocity, self._momentum, out=self._momentum)
-            self._statistics.lerp_(statistics, net.pace * mine.to(data.dtype))
+            moved = self._statistics.lerp(statistics, net.pace)
+            torch.where(mine, moved, self._statistics, out=self._statistics)
             self._loss.add_(torch.where(live, losses.detach(), 0.0))
             self._batch.add_(live)
 

@@ -115,6 +115,7 @@ class WorkerPool:
         self.timings: list[Timing] = []
         """What was measured, now or by an earlier pool."""
         self._step_ns, self._batches = 1, 1
+        self._mishap = ""  # how a worker died of being measured
         self._jobs = 0
 
     def __enter__(self) -> WorkerPool:
@@ -146,7 +147,13 @@ class WorkerPool:
         self.workers = [w for w in self.workers if self._rank(w) < self._layout.workers]
         for index, worker in enumerate(self.workers):
             worker.index = index
-        self._step_ns = self._measure(self._layout, range(len(self.setup.devices))) or 1
+        step_ns = self._measure(self._layout, range(len(self.setup.devices)))
+        if step_ns is None:
+            raise ValueError(
+                f"{self._layout} does not fit into the memory of {', '.join(self.setup.devices)}; "
+                f"ask for fewer trials at once with --slots{self._mishap}"
+            )
+        self._step_ns = step_ns
         return (time.monotonic_ns() - began) * len(self.setup.devices)
 
     def _widest(self) -> Layout:
@@ -193,9 +200,10 @@ class WorkerPool:
                     found[worker.index] = message["step_ns"]
                     self._batches = int(message["batches"])
                 else:
-                    self.take_note(worker, message)
                     if message is None:
                         found[worker.index] = None
+                        self._mishap = f" ({self.cause_of_death(worker)})"
+                    self.take_note(worker, message)
         self.wait_until_ready()
         times = [ns for ns in found.values() if ns is not None]
         return max(times) if len(times) == len(asked) else None

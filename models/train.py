@@ -70,7 +70,7 @@ class DeviceData:
     ) -> None:
         self.device, self.classes, self.flips = device, data.classes, data.flips
         self.dtype = dtype  # of images, weights and scores
-        self._graph_pool: Any = None
+        self._capturing: tuple[torch.cuda.Stream, Any, torch.cuda.CUDAGraph] | None = None
         self.image = (*data.train.images.shape[1:],)
         self.images, self.labels = self.put(data.train)
         self.validation = self.put(data.validation)
@@ -87,10 +87,19 @@ class DeviceData:
             torch.from_numpy(split.labels).to(self.device),
         )
 
-    def graph_pool(self) -> Any:
-        """The memory that all CUDA graphs on these data share."""
-        self._graph_pool = self._graph_pool or torch.cuda.graph_pool_handle()
-        return self._graph_pool
+    def capturing(self) -> tuple[torch.cuda.Stream, Any]:
+        """The stream on which captures are warmed up, and the memory that all CUDA graphs share.
+
+        One stream, since libraries keep a workspace for each that they have seen; and a graph that
+        is never freed, since a pool that no graph uses any more cannot be used again.
+        """
+        if self._capturing is None:
+            anchor, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
+            pool = torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(anchor, pool=pool):
+                torch.zeros(1, device=self.device).add_(1)
+            self._capturing = (stream, pool, anchor)
+        return self._capturing[0], self._capturing[1]
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images as floats with mean 0 and variance 1 over the training set."""

@@ -107,7 +107,6 @@ class Worker:
             torch.set_flush_denormal(True)  # weights that decayed to next to nothing are slow
         else:
             torch.cuda.set_device(self._device)  # events and streams are of the current device
-            torch.backends.cudnn.benchmark = True  # shapes never change within a trial
         self._directory = Path(setup["directory"])
         self._writer = _Writer(connection, block, self._directory)
         self._data = DeviceData(data.load(setup["data"], Path(setup["root"])), self._device)
@@ -116,7 +115,8 @@ class Worker:
         self._shapes: set[Shape] = set()  # of all trials so far
         self._most_lanes: dict[Shape, int] = {}  # what memory holds, where that was met
         self._bytes_per_lane = 0
-        self._stretch_ns = 10_000_000_000  # of training without a look around, so far the longest
+        # Of training and scoring without a look around, so far the longest; None before the first.
+        self._stretch_ns: int | None = None
         self._take_layout(Layout(**setup["layout"]))
 
     def run(self) -> None:
@@ -149,15 +149,15 @@ class Worker:
         self._crews.clear()
         if self._device.type == "cpu":
             torch.set_num_threads(layout.threads)
-        else:
-            torch.cuda.empty_cache()
+        self._clear()
 
     def _measure(self, layout: Layout) -> None:
         """Take up a layout and time its steps with the default recipe; it stays taken up."""
         self._take_layout(layout)
         recipe = Recipe()
         step_ns: int | None = None
-        batches = 1
+        n = len(self._data.labels)
+        batches = n // min(recipe.batch_size, n)
         if self._has_room(layout.width):
             try:
                 crew = self._make_crew(Shape.of(recipe), layout.width)
@@ -166,7 +166,6 @@ class Worker:
                 step_ns = self._time_steps(crew, _TIMED_STEPS)
                 if self._device.type == "cuda":  # whose memory must hold this too
                     crew.accuracy(lanes, self._data.validation, lambda: Halt.NO)
-                batches = len(self._data.labels) // recipe.batch_size or 1
             except (torch.OutOfMemoryError, MemoryError):
                 step_ns = None
         if self._device.type == "cuda":
@@ -208,7 +207,8 @@ class Worker:
             return
         except (torch.OutOfMemoryError, MemoryError) as error:
             reason = f"out of memory: {_first_line(error)}"
-            self._report(order["id"], {"is": "infeasible", "spent": {}, "reason": reason})
+            kind = "unusable" if self._jobs else "infeasible"  # they may be in the way
+            self._report(order["id"], {"is": kind, "spent": {}, "reason": reason})
             return
         fields = ("id", "place", "key", "number", "until")
         job = _Job(*(order[name] for name in fields), crew, lane)
@@ -246,22 +246,35 @@ class Worker:
         self._shapes.add(shape)
         most = min(self._layout.width, self._most_lanes.get(shape, self._layout.width))
         last = crews[-1] if crews else None
-        if last is None or last.lanes >= most:
-            crews.append(self._make_crew(shape, 1))
-        else:
+        if last is not None and last.lanes < most:
             lanes = most if len(self._shapes) == 1 else min(most, 2 * last.lanes)
-            crews[-1] = self._move(last, self._make_crew(shape, lanes))
+            try:
+                wider = self._make_crew(shape, lanes)
+                self._seat_all(self._states(last), [wider])
+            except torch.OutOfMemoryError:
+                self._most_lanes[shape] = last.lanes
+            else:
+                crews[-1] = wider
+                return wider
+        crews.append(self._make_crew(shape, 1))
         return crews[-1]
 
-    def _move(self, crew: Crew, *others: Crew) -> Crew:
-        """Seat a crew's jobs in others, which have room for them; the first of the others."""
+    def _states(self, crew: Crew) -> list[tuple[_Job, Recipe, int, Arrays]]:
+        """A crew's jobs, each with all that it takes to go on elsewhere."""
         jobs = [job for job in self._jobs.values() if job.crew is crew]
         states = crew.states([job.lane for job in jobs]) if jobs else []
-        for job, arrays in zip(jobs, states, strict=True):
-            recipe, seed = crew.trial(job.lane)
-            job.crew = next(other for other in others if other.free)
-            job.lane = job.crew.enter(recipe, seed, arrays)
-        return others[0]
+        return [(j, *crew.trial(j.lane), s) for j, s in zip(jobs, states, strict=True)]
+
+    def _seat_all(
+        self, moving: Sequence[tuple[_Job, Recipe, int, Arrays]], crews: Sequence[Crew]
+    ) -> None:
+        """Give jobs lanes in other crews, which have room: all, or where memory ends none."""
+        seats = []
+        for job, recipe, seed, arrays in moving:
+            crew = next(crew for crew in crews if crew.free)
+            seats.append((job, crew, crew.enter(recipe, seed, arrays)))
+        for job, crew, lane in seats:
+            job.crew, job.lane = crew, lane
 
     def _has_jobs(self, shape: Shape) -> bool:
         return any(job.crew in self._crews[shape] for job in self._jobs.values())
@@ -287,7 +300,6 @@ class Worker:
             self._lower_width(crew, jobs, error)
             return
         trained = self._now()
-        self._stretch_ns = trained - began
         for job in jobs.values():
             job.spend("train", trained - began)
         for lane in [lane for lane, loss in ended.items() if loss is None]:
@@ -296,6 +308,7 @@ class Worker:
             del ended[lane]
         if ended and not self._score(crew, {i: jobs[i] for i in ended}, ended):
             asked = Halt.DEADLINE
+        self._stretch_ns = max(self._stretch_ns or 0, self._now() - began)
         if asked is Halt.DEADLINE:
             now = self._now()
             for job in list(self._jobs.values()):
@@ -306,7 +319,7 @@ class Worker:
     def _score(self, crew: Crew, jobs: dict[int, _Job], losses: dict[int, float | None]) -> bool:
         """Score, save and report finished epochs; False where the deadline came before that."""
         began = self._now()
-        scores = crew.accuracy(list(jobs), self._data.validation, self._halt)
+        scores = self._accuracy(crew, list(jobs))
         scored = self._now()
         if scores is None:
             return False
@@ -322,6 +335,19 @@ class Worker:
             if ends:
                 self._remove(job)
         return True
+
+    def _accuracy(self, crew: Crew, lanes: list[int]) -> list[float] | None:
+        """Scores of lanes together, or in parts where memory does not hold that."""
+        try:
+            return crew.accuracy(lanes, self._data.validation, self._halt)
+        except torch.OutOfMemoryError:
+            if len(lanes) == 1:
+                raise
+        self._clear()
+        middle = len(lanes) // 2
+        first = self._accuracy(crew, lanes[:middle])
+        rest = None if first is None else self._accuracy(crew, lanes[middle:])
+        return None if first is None or rest is None else first + rest
 
     def _pause(self, jobs: Sequence[_Job]) -> None:
         """Save jobs in the middle of their epoch, and give them back."""
@@ -341,19 +367,29 @@ class Worker:
         A trial for which it does not hold even one lane is infeasible.
         """
         shape = next(s for s, crews in self._crews.items() if crew in crews)
-        crews = self._crews[shape]
+        crews, lanes = self._crews[shape], crew.lanes
         reason = f"out of memory: {_first_line(error)}"
         error.__traceback__ = None  # which holds the step's tensors
-        if crew.lanes == 1:
-            crews.remove(crew)
+        if lanes == 1:
+            # Beside others it may be they who are in the way: it is tried again.
+            is_alone = len(self._jobs) == 1
             for job in jobs.values():
-                self._end(job, {"is": "infeasible", "reason": reason}, self._now())
+                message = {"is": "infeasible" if is_alone else "unusable", "reason": reason}
+                self._end(job, message, self._now())
+            crews.remove(crew)
         else:
-            half = -(-crew.lanes // 2)
+            half = -(-lanes // 2)
             self._most_lanes[shape] = half
+            moving = self._states(crew)
+            crews.remove(crew)  # first, or there would be room for neither
+            del crew
+            self._clear()
             halves = [self._make_crew(shape, half) for _ in range(2)]
-            self._move(crew, *halves)
-            crews[crews.index(crew) : crews.index(crew) + 1] = halves
+            self._seat_all(moving, halves)
+            crews += halves
+        self._clear()
+
+    def _clear(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -399,7 +435,7 @@ class Worker:
         if self._block.words[INTERRUPT]:
             return Halt.INTERRUPT
         left = self._block.words[DEADLINE] - time.monotonic_ns()
-        if 0 < left < self._stretch_ns and self._device.type == "cuda":
+        if 0 < left < (self._stretch_ns or left + 1) and self._device.type == "cuda":
             # The host runs ahead of a GPU. Near the deadline it waits for it before each batch,
             # so that what is still queued then is one batch at most.
             left = self._block.words[DEADLINE] - self._now()

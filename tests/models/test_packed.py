@@ -195,6 +195,42 @@ def test_a_trial_that_trained_alone_goes_on_in_a_pack(data, recipe):
     assert_same_curve([*first, *found[0]], alone(data, recipe, 1))
 
 
+def test_a_lane_at_its_epochs_end_keeps_numbers_with_which_going_on_would_overflow(data):
+    recipe = replace(RECIPES[0], learning_rate=1e160)
+    trainer = Trainer(data, recipe, seed=0, epochs=EPOCHS)
+    assert trainer.run_epoch(halt_after(19)) in (None, Halt.INTERRUPT)
+    calm = Trainer(data, RECIPES[0], seed=0, epochs=EPOCHS)
+    assert calm.run_epoch(halt_after(19)) is Halt.INTERRUPT  # one batch is left
+    state = calm.state()
+    trainer.load_state(state)
+    assert math.isfinite(trainer.run_epoch(go_on))  # the loss before the step, which is huge
+    pack = Pack(data, SHAPE, 2, epochs=EPOCHS)
+    pack.enter(recipe, 0, state)
+    pack.enter(RECIPES[1], 1, None)  # for which two more batches follow
+    assert pack.run(go_on) is Halt.NO
+    assert pack.progress(1) == (0, 3)
+    assert list(pack.ended()) == [0]
+    (mine,), theirs = pack.states([0]), trainer.state()
+    for name in theirs.keys() - {"loss"}:
+        assert np.isfinite(mine[name]).all(), name
+        assert np.allclose(mine[name], theirs[name], rtol=1e-6), name
+
+
+def test_a_trial_for_which_memory_ends_on_its_way_in_leaves_its_lane_free(data, monkeypatch):
+    def none(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    pack = Pack(data, SHAPE, 2, epochs=EPOCHS)
+    with monkeypatch.context() as patch:
+        patch.setattr("models.packed.plan_epoch", none)
+        with pytest.raises(torch.OutOfMemoryError):
+            pack.enter(RECIPES[0], 0, None)
+    assert pack.free == [0, 1]
+    assert pack.ended() == {}
+    pack.enter(RECIPES[0], 0, None)
+    assert_same_curve(curves(pack, data, [0], 1)[0], alone(data, RECIPES[0], 0, epochs=1))
+
+
 def test_a_pack_says_what_does_not_fit(data):
     pack = Pack(data, SHAPE, 1, epochs=EPOCHS)
     with pytest.raises(ValueError, match="width=5"):

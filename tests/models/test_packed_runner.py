@@ -264,6 +264,60 @@ def test_a_pack_that_memory_does_not_hold_is_halved_and_no_trial_is_lost(
     assert max(widths[widths.index(4) + 1 :]) == 2
 
 
+def test_scores_that_memory_does_not_hold_together_are_taken_in_parts(
+    small_data, tmp_path, monkeypatch
+):
+    accuracy, counts = Pack.accuracy, []
+
+    def scarce(self, lanes, split, halt):
+        counts.append(len(lanes))
+        if len(lanes) > 1:
+            raise torch.OutOfMemoryError("no room for two")
+        return accuracy(self, lanes, split, halt)
+
+    monkeypatch.setattr(Pack, "accuracy", scarce)
+    threads = torch.get_num_threads()
+    driver = Driver(small_data, tmp_path, Layout(1, width=3))
+    for job in range(1, 4):
+        driver.train(job, learning_rate=0.02)
+    ends = set()
+    while len(ends) < 3:
+        message = driver.hear()
+        assert message["is"] == "epoch"
+        ends |= {message["job"]} if message["ends"] else set()
+    driver.close()
+    torch.set_num_threads(threads)
+    assert max(counts) > 1
+
+
+def test_where_memory_does_not_hold_a_wider_pack_another_narrow_one_is_made(
+    small_data, tmp_path, monkeypatch
+):
+    enter, widths = Pack.enter, set()
+
+    def scarce(self, *arguments):
+        widths.add(self.lanes)
+        if self.lanes > 1:
+            raise torch.OutOfMemoryError("no room for two")
+        return enter(self, *arguments)
+
+    monkeypatch.setattr(Pack, "enter", scarce)
+    threads = torch.get_num_threads()
+    driver = Driver(small_data, tmp_path, Layout(1, width=2))
+    driver.train(1, learning_rate=0.02)
+    driver.train(2, learning_rate=0.03)
+    ends = {}
+    while len(ends) < 2:
+        message = driver.hear()
+        assert message["is"] == "epoch"
+        if message["ends"]:
+            ends[message["job"]] = message["score"]
+    driver.close()
+    torch.set_num_threads(threads)
+    assert widths == {2}
+    assert sorted(ends) == [1, 2]
+
+
 def test_a_trial_for_which_there_is_no_memory_at_all_is_infeasible(
     small_data, tmp_path, monkeypatch
 ):
