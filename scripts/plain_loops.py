@@ -1,6 +1,6 @@
 """The training that a user would write without a tuner, and three ways of running many of it.
 
-`plain_loops.py WHICH FOLDER DEVICE SECONDS WORKERS` prints a line of JSON.
+`plain_loops.py WHICH FOLDER DEVICE SECONDS WORKERS TURN` prints a line of JSON.
 Written as PyTorch's, Optuna's and Ray's own tutorials do it; nothing is tuned for or against them.
 """
 
@@ -101,9 +101,9 @@ class Counter:
         return {"epochs_per_s": (len(self._times) - 1) / span, "scores": self.scores}
 
 
-def plain(folder: str, device: str, seconds: float, workers: int) -> dict[str, Any]:
+def plain(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
     """One trial after the other, with the whole device."""
-    counter, seed = Counter(seconds), 0
+    counter, seed = Counter(seconds), 1000 * turn
     while not counter.is_over:
         for epoch, score in enumerate(train(folder, device, workers, seed), 1):
             counter.note(epoch, score)
@@ -113,7 +113,13 @@ def plain(folder: str, device: str, seconds: float, workers: int) -> dict[str, A
     return counter.result
 
 
-def optuna(folder: str, device: str, seconds: float, workers: int) -> dict[str, Any]:
+def plain_1(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
+    """The same, with one thread."""
+    torch.set_num_threads(1)
+    return plain(folder, device, seconds, workers, turn)
+
+
+def optuna(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
     """Optuna with as many jobs as there are cores, at most eight."""
     import optuna
 
@@ -122,7 +128,9 @@ def optuna(folder: str, device: str, seconds: float, workers: int) -> dict[str, 
 
     def objective(trial: optuna.Trial) -> float:
         score = 0.0
-        for epoch, score in enumerate(train(folder, device, workers, trial.number), 1):
+        for epoch, score in enumerate(
+            train(folder, device, workers, 1000 * turn + trial.number), 1
+        ):
             counter.note(epoch, score)
             trial.report(score, epoch)
             if counter.is_over:
@@ -131,15 +139,17 @@ def optuna(folder: str, device: str, seconds: float, workers: int) -> dict[str, 
         return score
 
     jobs = min(8, count_cores())
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
+    torch.set_num_threads(max(1, count_cores() // jobs))
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(turn))
     study.optimize(objective, n_jobs=jobs)
     return counter.result
 
 
-def ray(folder: str, device: str, seconds: float, workers: int) -> dict[str, Any]:
+def ray(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
     """Ray Tune: a core for each trial, or an eighth of the GPU."""
     from ray import init, tune
 
+    first = 1000 * turn
     init(log_to_driver=False, include_dashboard=False, configure_logging=False)
 
     def objective(config: dict[str, Any]) -> None:
@@ -150,7 +160,7 @@ def ray(folder: str, device: str, seconds: float, workers: int) -> dict[str, Any
     share = {"cpu": 1} if device == "cpu" else {"cpu": 1, "gpu": 1 / 8}
     tuner = tune.Tuner(
         tune.with_resources(objective, share),
-        param_space={"seed": tune.randint(0, 1 << 30)},
+        param_space={"seed": tune.randint(first, first + 1000)},
         tune_config=tune.TuneConfig(num_samples=-1, time_budget_s=seconds + 20),
         run_config=tune.RunConfig(verbose=0),
     )
@@ -161,7 +171,7 @@ def ray(folder: str, device: str, seconds: float, workers: int) -> dict[str, Any
     return {"epochs_per_s": (len(rows) - 1) / span, "scores": scores}
 
 
-def limit(folder: str, device: str, seconds: float, workers: int) -> dict[str, Any]:
+def limit(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
     """What the device reaches on large matrix products, and what an epoch needs at least."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -181,7 +191,7 @@ def limit(folder: str, device: str, seconds: float, workers: int) -> dict[str, A
     return {"flops_per_epoch": flops, "matrix_flops_per_s": rate}
 
 
-def agreement(folder: str, device: str, seconds: float, workers: int) -> dict[str, Any]:
+def agreement(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
     """Final scores of the same trainings, each alone and all of them as one pack."""
     from models.data import load
     from models.packed import Pack, Shape
@@ -206,6 +216,13 @@ def agreement(folder: str, device: str, seconds: float, workers: int) -> dict[st
 
 
 if __name__ == "__main__":
-    which, folder, device, seconds, workers = sys.argv[1:]
-    ways = {"plain": plain, "optuna": optuna, "ray": ray, "limit": limit, "agreement": agreement}
-    print(json.dumps(ways[which](folder, device, float(seconds), int(workers))))
+    which, folder, device, seconds, workers, turn = sys.argv[1:]
+    ways = {
+        "plain": plain,
+        "plain-1": plain_1,
+        "optuna": optuna,
+        "ray": ray,
+        "limit": limit,
+        "agreement": agreement,
+    }
+    print(json.dumps(ways[which](folder, device, float(seconds), int(workers), int(turn))))

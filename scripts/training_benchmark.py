@@ -7,7 +7,6 @@ turns, so that what disturbs the machine disturbs all of them.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from models.devices import find_devices
 from scripts.errors import plain_errors
 from scripts.figures import FOLDER, Table, ratio, save
 
-LOOPS = ("plain", "optuna", "ray")
+LOOPS = ("plain", "plain-1", "optuna", "ray")
 _WORKERS = (0, 1, 2, 4)  # of a DataLoader: the best of them is taken
 
 console = Console()
@@ -42,17 +41,17 @@ def training(
     with plain_errors("benchmark"), tempfile.TemporaryDirectory() as folder:
         (where, *_) = find_devices(device)
         lay_out_images(data, data_root, Path(folder))
-        names = ["plain", "optuna", *(["ray"] if find_spec("ray") else [])]
-        ours = _ours(data, data_root, where, seconds)  # the first measures the layout
-        workers = _best_workers(folder, where, seconds / 3)
+        names = [name for name in LOOPS if name != "ray" or find_spec("ray")]
+        _ours(data, data_root, where, 5.0, 0)  # measures the layout, which is then remembered
+        workers = {name: _best_workers(name, folder, where, seconds / 3) for name in names}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *names)}
         for turn in range(repeats):
-            found["ours"].append(ours if turn == 0 else _ours(data, data_root, where, seconds))
+            found["ours"].append(_ours(data, data_root, where, seconds, turn))
             for name in names:
-                found[name].append(_loop(name, folder, where, seconds, workers))
+                found[name].append(_loop(name, folder, where, seconds, workers[name], turn))
             _tell(turn, found)
-        limit = _loop("limit", folder, where, 3.0, 0)
-        agreement = _loop("agreement", folder, where, 0.0, 0)
+        limit = _loop("limit", folder, where, 3.0, 0, 0)
+        agreement = _loop("agreement", folder, where, 0.0, 0, 0)
         tables = [*_tables(found, limit, workers), _agreement_table(agreement)]
         content = {
             "data": data,
@@ -72,13 +71,15 @@ def _tell(turn: int, found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _tables(
-    found: dict[str, list[dict[str, Any]]], limit: dict[str, Any], workers: int
+    found: dict[str, list[dict[str, Any]]], limit: dict[str, Any], workers: dict[str, int]
 ) -> list[Table]:
     ours = [run["epochs_per_s"] for run in found["ours"]]
+    layouts = " or ".join(dict.fromkeys(str(run["layout"]) for run in found["ours"]))
     words = {
-        "ours": f"this tuner ({found['ours'][0]['layout']})",
-        "plain": f"(a) plain PyTorch loop, one trial at a time, DataLoader with {workers} workers",
-        "optuna": "(b) Optuna, that loop with n_jobs",
+        "ours": f"this tuner ({layouts})",
+        "plain": "(a) plain PyTorch loop, one trial at a time, all cores",
+        "plain-1": "the same with one thread",
+        "optuna": "(b) Optuna, that loop with n_jobs, the cores shared among them",
         "ray": "(c) Ray Tune, that loop with a fraction of the device each",
     }
     rows = []
@@ -88,7 +89,7 @@ def _tables(
         share = limit["flops_per_epoch"] * statistics.median(pace) / limit["matrix_flops_per_s"]
         rows.append(
             [
-                words[name],
+                words[name] + (f", {workers[name]} loader workers" if name in workers else ""),
                 f"{60 * statistics.median(pace):.1f}",
                 "1" if name == "ours" else ratio(ours, pace),
                 f"{share:.1%}",
@@ -104,7 +105,8 @@ def _tables(
     ]
     rate = limit["matrix_flops_per_s"] / 1e9
     caption = (
-        "Medians over turns; ratios turn by turn, median and extremes. The matrix rate is what "
+        "Medians over turns, with seeds of their own; ratios turn by turn, median and extremes. "
+        "The number of loader workers is the best of those tried for each. The matrix rate is what "
         f"PyTorch reaches here on large products in float32, {rate:.0f} GFLOP/s."
     )
     return [Table(caption, columns, rows)]
@@ -128,14 +130,17 @@ def _agreement_table(agreement: dict[str, Any]) -> Table:
 # -- ours ------------------------------------------------------------------------------------------
 
 
-def _ours(data: str, data_root: Path | None, device: str, seconds: float) -> dict[str, Any]:
+def _ours(
+    data: str, data_root: Path | None, device: str, seconds: float, turn: int
+) -> dict[str, Any]:
     """A race of one searcher, the command that a user runs; its warm-up is not counted."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, str(Path(__file__).with_name("tune.py")), "--json", "--quiet"),
             *("--searchers", "random", "--knobs", "learning_rate", "--device", device),
             *("--knob", "learning_rate=0.049:0.051", "--data", data, "--out", f"{folder}/run"),
-            *("--budget-minutes", str((seconds + 5) / 60), "--epochs", str(EPOCHS)),
+            *("--budget-minutes", str((seconds + 8) / 60), "--epochs", str(EPOCHS)),
+            *("--seed", str(turn)),
             *(("--data-root", str(data_root)) if data_root else ()),
         ]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -186,18 +191,23 @@ def lay_out_images(data: str, data_root: Path | None, folder: Path) -> None:
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(head + labels)
 
 
-def _best_workers(folder: str, device: str, seconds: float) -> int:
-    """With how many loader workers the plain loop is quickest."""
-    paces = {w: _loop("plain", folder, device, seconds, w)["epochs_per_s"] for w in _WORKERS}
+def _best_workers(name: str, folder: str, device: str, seconds: float) -> int:
+    """With how many loader workers a loop is quickest; Ray's have a core each, and none."""
+    if name == "ray":
+        return 0
+    paces = {w: _loop(name, folder, device, seconds, w, 0)["epochs_per_s"] for w in _WORKERS}
     return max(paces, key=paces.__getitem__)
 
 
-def _loop(name: str, folder: str, device: str, seconds: float, workers: int) -> dict[str, Any]:
+def _loop(
+    name: str, folder: str, device: str, seconds: float, workers: int, turn: int
+) -> dict[str, Any]:
     """What `scripts/plain_loops.py` measures, in a process of its own."""
     script = Path(__file__).with_name("plain_loops.py")
-    command = [sys.executable, str(script), name, folder, device, str(seconds), str(workers)]
+    numbers = (str(seconds), str(workers), str(turn))
+    command = [sys.executable, str(script), name, folder, device, *numbers]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
