@@ -120,7 +120,7 @@ def _agreement_table(agreement: dict[str, Any]) -> Table:
     spread = statistics.stdev(alone)
     caption = (
         f"The same {len(alone)} trainings of {EPOCHS} epochs, seeds 0 to {len(alone) - 1}, alone "
-        "and as one pack: validation accuracy."
+        "and as one pack, in float32: validation accuracy."
     )
     columns = ["mean alone", "mean packed", "shift", "largest difference", "spread over seeds"]
     cells = (statistics.fmean(alone), statistics.fmean(packed), shift, max(apart), spread)
