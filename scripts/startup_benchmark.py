@@ -57,7 +57,7 @@ def measure(minutes: float, repeats: int) -> dict[str, list[float]]:
 
 
 def startup(
-    minutes: Annotated[float, typer.Option(help="Simulated, for each searcher of the race.")] = 10,
+    minutes: Annotated[float, typer.Option(help="Simulated, for each searcher of the race.")] = 1.0,
     repeats: Annotated[int, typer.Option(min=1, help="Of each, by turns.")] = 7,
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = FOLDER,
 ) -> None:
