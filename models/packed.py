@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,16 @@ from torch import Tensor
 from models.knobs import Recipe
 from models.noise import keep_factors
 from models.stacked import StackedCNN
-from models.train import PLAIN, DeviceData, Halt, Precision, make_network, move, plan_epoch
+from models.train import (
+    PLAIN,
+    DeviceData,
+    EpochPlan,
+    Halt,
+    Precision,
+    make_network,
+    move,
+    plan_epoch,
+)
 
 CHUNKS = 8  # in an epoch: lanes are filled, scored and freed at the end of one
 _EVALUATION_BATCH = 500
@@ -53,6 +62,7 @@ class _Lane:
     seed: int
     epoch: int  # finished ones
     batch: int  # of the epoch in progress
+    loss: float  # sum over its batches when it entered
 
 
 class Pack:
@@ -95,6 +105,7 @@ class Pack:
         self._batch = zeros(dtype=torch.int64)
         self._end = zeros(dtype=torch.int64)  # batches of the epoch; 0 for an empty lane
         self._lanes: list[_Lane | None] = [None] * lanes
+        self._foreseen: dict[int, EpochPlan] = {}  # of lanes, that of their next epoch
         self._graph: torch.cuda.CUDAGraph | None = None
 
     # -- lanes -------------------------------------------------------------------------------------
@@ -131,14 +142,18 @@ class Pack:
         self._statistics[i] = statistics.to(self._data.device)
         knobs = (recipe.weight_decay, recipe.momentum, recipe.dropout, recipe.label_smoothing)
         self._knobs[i] = torch.tensor(knobs, dtype=self._data.dtype)
-        lane = _Lane(recipe, seed, epoch, batch)
-        self._plan(i, lane, loss)
-        self._lanes[i] = lane  # last: where memory ran out on the way the lane is still free
+        self._lanes[i] = _Lane(recipe, seed, epoch, batch, loss)
+        try:
+            self._plan([i])
+        except torch.OutOfMemoryError:
+            self._lanes[i] = None
+            raise
         return i
 
     def leave(self, i: int) -> None:
         """Empty a lane."""
         self._lanes[i] = None
+        self._foreseen.pop(i, None)
         self._end[i] = 0
 
     def progress(self, i: int) -> tuple[int, int]:
@@ -157,17 +172,34 @@ class Pack:
             raise ValueError(f"lane {i} is empty")
         return lane
 
-    def _plan(self, i: int, lane: _Lane, loss: float = 0.0) -> None:
-        """Lay out the lane's epoch in the buffers that a step reads."""
-        plan = plan_epoch(
+    def _plan(self, lanes: Sequence[int]) -> None:
+        """Lay out the lanes' epochs in the buffers that a step reads, all with one copy each."""
+        plans = [self._foreseen.pop(i, None) or self._draw(self._lane(i)) for i in lanes]
+        rows = torch.tensor(list(lanes))
+
+        def put(buffer: Tensor, values: Tensor) -> None:
+            buffer[rows.to(buffer.device)] = values.to(buffer.device, buffer.dtype)
+
+        put(self._order, torch.stack([plan.order for plan in plans]))
+        if self._moves is not None:
+            put(self._moves, torch.stack([p.moves for p in plans if p.moves is not None]))
+        rates = np.array([plan.learning_rates for plan in plans])
+        put(self._rates, torch.from_numpy(rates))
+        put(self._keys, torch.tensor([plan.dropout_key for plan in plans]))
+        put(self._batch, torch.tensor([self._lane(i).batch for i in lanes]))
+        put(self._end, torch.full((len(lanes),), self.batches))
+        put(self._loss, torch.tensor([self._lane(i).loss for i in lanes], dtype=torch.float64))
+
+    def _draw(self, lane: _Lane) -> EpochPlan:
+        return plan_epoch(
             self._data, lane.recipe, lane.seed, lane.epoch, self._epochs, self._augment
         )
-        self._order[i] = plan.order
-        if self._moves is not None and plan.moves is not None:
-            self._moves[i] = plan.moves
-        self._rates[i] = torch.tensor(plan.learning_rates, dtype=self._data.dtype)
-        self._keys[i] = plan.dropout_key
-        self._batch[i], self._end[i], self._loss[i] = lane.batch, self.batches, loss
+
+    def _foresee(self) -> None:
+        """Draw the lanes' next epochs while a GPU is busy with what was just queued."""
+        for i, lane in enumerate(self._lanes):
+            if lane is not None and lane.epoch + 1 < self._epochs and i not in self._foreseen:
+                self._foreseen[i] = self._draw(replace(lane, epoch=lane.epoch + 1))
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -187,6 +219,8 @@ class Pack:
         finally:
             for lane in filter(None, self._lanes):
                 lane.batch = min(lane.batch + steps, self.batches)
+        if self._data.device.type == "cuda":
+            self._foresee()
         return Halt.NO
 
     def _longest_way(self) -> int:
@@ -208,9 +242,12 @@ class Pack:
                 found[i] = None
             elif lane.batch == self.batches:
                 found[i] = losses[i]
-                lane.epoch, lane.batch = lane.epoch + 1, 0
-                if lane.epoch < self._epochs:
-                    self._plan(i, lane)
+                lane.epoch, lane.batch, lane.loss = lane.epoch + 1, 0, 0.0
+        going_on = [
+            i for i, v in found.items() if v is not None and self._lane(i).epoch < self._epochs
+        ]
+        if going_on:
+            self._plan(going_on)
         return found
 
     def _step(self) -> None:
@@ -314,15 +351,13 @@ class Pack:
     def states(self, lanes: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
         """What each of the lanes needs to go on, here or in a `Trainer`, on the host."""
         chosen = torch.tensor(list(lanes), device=self._data.device)
-        rows = [
-            t[chosen].cpu().numpy()
-            for t in (self._weights, self._momentum, self._statistics, self._loss)
-        ]
+        kept = (self._weights, self._momentum, self._statistics, self._loss)
+        rows = [t[chosen].cpu().numpy() for t in kept]  # copies, on a CPU as well
         found = []
         for row, i in enumerate(lanes):
             lane = self._lane(i)
             arrays = self._net.pack(*(part[row] for part in rows[:3]), steps=self._steps(lane))
-            arrays["loss"] = rows[3][row].copy()
+            arrays["loss"] = rows[3][row, ...]
             arrays["progress"] = np.array([lane.epoch, lane.batch], dtype=np.int64)
             found.append(arrays)
         return found

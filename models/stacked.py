@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.cnn import CNN
+from models.patches import patches
 
 
 class StackedCNN:
@@ -59,16 +60,16 @@ class StackedCNN:
         statistics: NDArray[Any],
         steps: int,
     ) -> dict[str, NDArray[Any]]:
-        """Rows as the named arrays in which a `Trainer` keeps the same; `steps` it has taken."""
+        """Rows, as views, under the names that a `Trainer` gives the same; `steps` it has taken."""
         arrays: dict[str, NDArray[Any]] = {}
         edges = [0, *itertools.accumulate(self._sizes)]
         for i, (name, shape) in enumerate(self._parameters):
             part = slice(edges[i], edges[i + 1])
-            arrays[f"network.{name}"] = weights[part].reshape(shape).copy()
-            arrays[f"momentum.{i}"] = momentum[part].reshape(shape).copy()
+            arrays[f"network.{name}"] = weights[part].reshape(shape)
+            arrays[f"momentum.{i}"] = momentum[part].reshape(shape)
         edges = [0, *itertools.accumulate(self._channels)]
         for name, part in zip(self._buffers, itertools.pairwise(edges), strict=True):
-            arrays[f"network.{name}"] = statistics[slice(*part)].copy()
+            arrays[f"network.{name}"] = statistics[slice(*part)]
         for name in self._counters:
             arrays[f"network.{name}"] = np.array(steps, dtype=np.int64)
         return arrays
@@ -156,14 +157,12 @@ def _convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     Images that all networks share may come as `1 x c x n x h x w`.
     """
     k, out = weight.shape[:2]
-    windows = F.pad(x, (1, 1, 1, 1)).unfold(3, 3, stride).unfold(4, 3, stride)
-    n, height, width = windows.shape[2:5]
-    patches = windows.permute(0, 1, 5, 6, 2, 3, 4).reshape(len(x), -1, n * height * width)
-    matrix = weight.flatten(2)
+    n, height, width = x.shape[2], -(-x.shape[3] // stride), -(-x.shape[4] // stride)
+    columns, matrix = patches(x, stride), weight.flatten(2)
     if len(x) == k:
-        product = torch.bmm(matrix, patches)
+        product = torch.bmm(matrix, columns)
     else:
-        product = torch.mm(matrix.flatten(0, 1), patches[0])
+        product = torch.mm(matrix.flatten(0, 1), columns[0])
     return product.view(k, out, n, height, width)
 
 

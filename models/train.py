@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ class Trainer:
             self._loss.zero_()
         plan = self._plan or plan_epoch(
             data, self._recipe, self._seed, self.epoch, self._epochs, self._augment
-        )
+        ).to(data.device)
         self._plan = plan
         smoothing = self._recipe.label_smoothing
         self._network.train()
@@ -266,8 +266,8 @@ class EpochPlan:
     """Everything that an epoch is made of besides the network: a function of (seed, epoch).
 
     Attributes:
-        order: `n` int64, on the device: the images, batch after batch.
-        moves: `n x 3` on the device, as `move` takes them, in that order; None without augmenting.
+        order: `n` int64: the images, batch after batch.
+        moves: `n x 3`, as `move` takes them, in that order; None without augmenting.
         learning_rates: one for each batch.
         dropout_key: for `models.noise`.
     """
@@ -276,6 +276,11 @@ class EpochPlan:
     moves: Tensor | None
     learning_rates: list[float]
     dropout_key: int
+
+    def to(self, device: torch.device) -> EpochPlan:
+        """The same with its tensors on a device; they are drawn on the CPU, for any."""
+        moves = None if self.moves is None else self.moves.to(device)
+        return replace(self, order=self.order.to(device), moves=moves)
 
 
 def plan_epoch(
@@ -289,12 +294,12 @@ def plan_epoch(
     if augment:
         shifts = torch.randint(-_SHIFT, _SHIFT + 1, (n, 2), generator=draw)
         mirrored = torch.randint(0, 2 if data.flips else 1, (n, 1), generator=draw)
-        moves = torch.cat([shifts, mirrored], 1).to(data.device)
+        moves = torch.cat([shifts, mirrored], 1)
     batches = n // min(recipe.batch_size, n)
     shares = (np.arange(epoch * batches, (epoch + 1) * batches) + 1) / (epochs * batches + 1)
     heights = np.minimum(shares / WARM_UP_SHARE, (1 - shares) / (1 - WARM_UP_SHARE))
     rates = (recipe.learning_rate * heights).tolist()
-    return EpochPlan(order.to(data.device), moves, rates, epoch_key(seed, epoch))
+    return EpochPlan(order, moves, rates, epoch_key(seed, epoch))
 
 
 def move(images: Tensor, moves: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +31,7 @@ from scripts.search_runs import (
     open_once,
     play,
 )
-from scripts.workers import describe_machine
+from scripts.workers import describe_machine, installed_versions
 from tuner.entry import Entry
 from tuner.files import write_atomically
 from tuner.naming import pick
@@ -69,11 +68,7 @@ def _describe() -> Record:
     """The command and the machine; of folders outside only the name, which is all that matters."""
     words = [re.sub(r"(?<![^,=])/[^,=]+", lambda m: Path(m[0]).name, w) for w in sys.argv[1:]]
     machine = describe_machine(["cpu"])
-    for name in ("botorch", "optuna", "onnxruntime"):
-        try:
-            machine["versions"][name] = version(name)
-        except PackageNotFoundError:
-            continue
+    machine["versions"] |= installed_versions("botorch", "optuna", "onnxruntime")
     return {"command": shlex.join(["scripts/benchmark.py", *words]), **machine}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +97,18 @@ def describe_machine(devices: list[str]) -> dict[str, Any]:
         names = [torch.cuda.get_device_name(torch.device(device)) for device in devices]
     else:
         names = [f"CPU, {count_cores()} cores, {platform.machine()}"]
-    versions = {name: version(name) for name in ("tuner", "torch", "torchvision", "numpy")}
+    versions = installed_versions("tuner", "torch", "torchvision", "numpy")
     return {
         "device": ", ".join(names),
         "versions": {"python": platform.python_version(), **versions},
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """The versions of those packages that are installed; a checkout's scripts run without."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
