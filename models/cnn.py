@@ -41,3 +41,19 @@ class CNN(nn.Module):
         """
         features = self.features(x).flatten(1)
         return self.head(features if keep is None else features * keep)
+
+
+def initial_ranges(network: CNN) -> list[tuple[tuple[int, int], float]]:
+    """Which of its flattened parameters are drawn at its start, and how far from 0, in that order.
+
+    PyTorch's way: uniform within 1 / √fan_in, a layer's weights and then its bias (He et al., 2015,
+    "Delving Deep into Rectifiers", with its a = √5). The others start the same in every network.
+    """
+    found, begin = [], 0
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            end = begin + parameter.numel()
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                found.append(((begin, end), module.weight[0].numel() ** -0.5))
+            begin = end
+    return found

@@ -34,6 +34,7 @@ from models.train import (
     move,
     plan_epoch,
 )
+from tuner.seeding import derive_seed
 
 CHUNKS = 8  # in an epoch: lanes are filled, scored and freed at the end of one
 _EVALUATION_BATCH = 500
@@ -62,7 +63,7 @@ class _Lane:
     seed: int
     epoch: int  # finished ones
     batch: int  # of the epoch in progress
-    loss: float  # sum over its batches when it entered
+    loss: float  # the sum over batches that it entered with
 
 
 class Pack:
@@ -105,7 +106,10 @@ class Pack:
         self._batch = zeros(dtype=torch.int64)
         self._end = zeros(dtype=torch.int64)  # batches of the epoch; 0 for an empty lane
         self._lanes: list[_Lane | None] = [None] * lanes
-        self._foreseen: dict[int, EpochPlan] = {}  # of lanes, that of their next epoch
+        # On the host until the next step: who entered, who begins an epoch, and drawn epochs.
+        self._entering: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._beginning: set[int] = set()
+        self._plans: dict[int, EpochPlan] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
 
     # -- lanes -------------------------------------------------------------------------------------
@@ -131,29 +135,24 @@ class Pack:
         i = self.free[0]
         epoch = batch = 0
         if arrays is None:
-            weights, statistics = self._net.read(make_network(self._data, recipe, seed))
+            weights, statistics = self._net.start(derive_seed(seed, "init"))
             momentum, loss = torch.zeros_like(weights), 0.0
         else:
             weights, momentum, statistics = self._net.unpack(arrays)
             epoch, batch = (int(v) for v in arrays["progress"])
             loss = float(arrays["loss"]) if batch else 0.0
-        self._weights[i] = weights.to(self._data.device)
-        self._momentum[i] = momentum.to(self._data.device)
-        self._statistics[i] = statistics.to(self._data.device)
-        knobs = (recipe.weight_decay, recipe.momentum, recipe.dropout, recipe.label_smoothing)
-        self._knobs[i] = torch.tensor(knobs, dtype=self._data.dtype)
-        self._lanes[i] = _Lane(recipe, seed, epoch, batch, loss)
-        try:
-            self._plan([i])
-        except torch.OutOfMemoryError:
-            self._lanes[i] = None
-            raise
+        lane = _Lane(recipe, seed, epoch, batch, loss)
+        self._plans[i] = self._draw(lane)
+        self._entering[i] = (weights, momentum, statistics)
+        self._lanes[i] = lane
         return i
 
     def leave(self, i: int) -> None:
         """Empty a lane."""
         self._lanes[i] = None
-        self._foreseen.pop(i, None)
+        for waiting in (self._plans, self._entering):
+            waiting.pop(i, None)
+        self._beginning.discard(i)
         self._end[i] = 0
 
     def progress(self, i: int) -> tuple[int, int]:
@@ -172,23 +171,49 @@ class Pack:
             raise ValueError(f"lane {i} is empty")
         return lane
 
-    def _plan(self, lanes: Sequence[int]) -> None:
-        """Lay out the lanes' epochs in the buffers that a step reads, all with one copy each."""
-        plans = [self._foreseen.pop(i, None) or self._draw(self._lane(i)) for i in lanes]
-        rows = torch.tensor(list(lanes))
+    def _admit(self) -> None:
+        """Write what trials entered with into the buffers, all of them with one copy for each."""
+        if not self._entering:
+            return
+        lanes, rows = list(self._entering), list(self._entering.values())
+        recipes = [self._lane(i).recipe for i in lanes]
+        knobs = [(r.weight_decay, r.momentum, r.dropout, r.label_smoothing) for r in recipes]
+        weights, momentum, statistics = (torch.stack(part) for part in zip(*rows, strict=True))
+        self._put(self._weights, lanes, weights)
+        self._put(self._momentum, lanes, momentum)
+        self._put(self._statistics, lanes, statistics)
+        self._put(self._knobs, lanes, torch.tensor(knobs, dtype=torch.float64))
+        self._put_losses(lanes)
+        self._beginning |= self._entering.keys()
+        self._entering.clear()
 
-        def put(buffer: Tensor, values: Tensor) -> None:
-            buffer[rows.to(buffer.device)] = values.to(buffer.device, buffer.dtype)
-
-        put(self._order, torch.stack([plan.order for plan in plans]))
-        if self._moves is not None:
-            put(self._moves, torch.stack([p.moves for p in plans if p.moves is not None]))
+    def _lay_out(self) -> None:
+        """Write the epochs that begin, or go on, likewise."""
+        self._admit()
+        if not self._beginning:
+            return
+        lanes = sorted(self._beginning)
+        plans = [self._plans.pop(i, None) or self._draw(self._lane(i)) for i in lanes]
         rates = np.array([plan.learning_rates for plan in plans])
-        put(self._rates, torch.from_numpy(rates))
-        put(self._keys, torch.tensor([plan.dropout_key for plan in plans]))
-        put(self._batch, torch.tensor([self._lane(i).batch for i in lanes]))
-        put(self._end, torch.full((len(lanes),), self.batches))
-        put(self._loss, torch.tensor([self._lane(i).loss for i in lanes], dtype=torch.float64))
+        self._put(self._order, lanes, torch.stack([plan.order for plan in plans]))
+        if self._moves is not None:
+            moves = [plan.moves for plan in plans if plan.moves is not None]
+            self._put(self._moves, lanes, torch.stack(moves))
+        self._put(self._rates, lanes, torch.from_numpy(rates))
+        self._put(self._keys, lanes, torch.tensor([plan.dropout_key for plan in plans]))
+        self._put(self._batch, lanes, torch.tensor([self._lane(i).batch for i in lanes]))
+        self._put(self._end, lanes, torch.full((len(lanes),), self.batches))
+        self._put_losses(lanes)
+        self._beginning.clear()
+
+    def _put_losses(self, lanes: Sequence[int]) -> None:
+        losses = [self._lane(i).loss for i in lanes]
+        self._put(self._loss, lanes, torch.tensor(losses, dtype=torch.float64))
+
+    @staticmethod
+    def _put(buffer: Tensor, lanes: Sequence[int], values: Tensor) -> None:
+        rows = torch.tensor(lanes, device=buffer.device)
+        buffer[rows] = values.to(buffer.device, buffer.dtype)
 
     def _draw(self, lane: _Lane) -> EpochPlan:
         return plan_epoch(
@@ -198,8 +223,8 @@ class Pack:
     def _foresee(self) -> None:
         """Draw the lanes' next epochs while a GPU is busy with what was just queued."""
         for i, lane in enumerate(self._lanes):
-            if lane is not None and lane.epoch + 1 < self._epochs and i not in self._foreseen:
-                self._foreseen[i] = self._draw(replace(lane, epoch=lane.epoch + 1))
+            if lane is not None and lane.epoch + 1 < self._epochs and i not in self._plans:
+                self._plans[i] = self._draw(replace(lane, epoch=lane.epoch + 1))
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -208,6 +233,7 @@ class Pack:
 
         Returns NO, or what `halt` said before a batch, with that batch not begun.
         """
+        self._lay_out()
         steps = 0
         try:
             for _ in range(min(self._chunk, self._longest_way())):
@@ -233,6 +259,7 @@ class Pack:
         A lane that diverged is among them as soon as it is seen, at the end of any chunk. The
         others begin their next epoch with the next `run`.
         """
+        self._admit()
         losses = (self._loss / self.batches).tolist()
         found: dict[int, float | None] = {}
         for i, lane in enumerate(self._lanes):
@@ -243,11 +270,8 @@ class Pack:
             elif lane.batch == self.batches:
                 found[i] = losses[i]
                 lane.epoch, lane.batch, lane.loss = lane.epoch + 1, 0, 0.0
-        going_on = [
-            i for i, v in found.items() if v is not None and self._lane(i).epoch < self._epochs
-        ]
-        if going_on:
-            self._plan(going_on)
+                if lane.epoch < self._epochs:
+                    self._beginning.add(i)
         return found
 
     def _step(self) -> None:
@@ -330,6 +354,7 @@ class Pack:
         halt: Callable[[], Halt] = lambda: Halt.NO,
     ) -> list[float] | None:
         """For each of the lanes the share of a split's images it gets right; None where halted."""
+        self._admit()
         images, labels = split
         chosen = torch.tensor(list(lanes), device=self._data.device)
         weights, statistics = self._weights[chosen], self._statistics[chosen]
@@ -350,6 +375,7 @@ class Pack:
 
     def states(self, lanes: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
         """What each of the lanes needs to go on, here or in a `Trainer`, on the host."""
+        self._admit()
         chosen = torch.tensor(list(lanes), device=self._data.device)
         kept = (self._weights, self._momentum, self._statistics, self._loss)
         rows = [t[chosen].cpu().numpy() for t in kept]  # copies, on a CPU as well

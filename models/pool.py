@@ -16,6 +16,7 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from models.checkpoint import SUFFIX
 from models.control import DEADLINE, ControlBlock
 from models.devices import count_cores
 from models.layout import (
@@ -210,7 +211,7 @@ class WorkerPool:
 
     def sweep(self, keep: Collection[str]) -> None:
         """Delete what a driver that was killed left behind: all but the named checkpoints."""
-        for pattern in ("*.npz", ".*.tmp"):
+        for pattern in (f"*{SUFFIX}", ".*.tmp"):
             for path in self.setup.directory.glob(pattern):
                 if path.name not in keep:
                     path.unlink(missing_ok=True)

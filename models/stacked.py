@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.cnn import CNN
+from models.cnn import CNN, initial_ranges
 from models.patches import patches
 
 
@@ -44,8 +44,19 @@ class StackedCNN:
         self.features = network.head.in_features
         self.n_weights = sum(self._sizes)
         self.n_statistics = sum(self._channels)
+        self._blank = self.read(network)
+        self._draws = initial_ranges(network)
 
     # -- a network as a row ------------------------------------------------------------------------
+
+    def start(self, seed: int) -> tuple[Tensor, Tensor]:
+        """What `read` would give of a network that was made after `torch.manual_seed(seed)`."""
+        generator = torch.Generator().manual_seed(seed)
+        weights, statistics = (part.clone() for part in self._blank)
+        drawn = torch.empty(weights.shape)  # in single precision, as PyTorch makes networks
+        for (begin, end), bound in self._draws:
+            weights[begin:end] = drawn[begin:end].uniform_(-bound, bound, generator=generator)
+        return weights, statistics
 
     def read(self, network: CNN) -> tuple[Tensor, Tensor]:
         """A network's weights, `n_weights`, and running statistics, `n_statistics`."""
@@ -128,7 +139,7 @@ class StackedCNN:
             mean, variance = next(running), next(running)
             factor = scale * torch.rsqrt(variance + self._eps)
             shape = (*factor.shape, 1, 1, 1)
-            return x * factor.view(shape) + (shift - mean * factor).view(shape)
+            return torch.addcmul((shift - mean * factor).view(shape), x, factor.view(shape))
 
         return self._forward(weights, images.transpose(0, 1)[None], normalise, None)
 
@@ -159,6 +170,7 @@ def _convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     k, out = weight.shape[:2]
     n, height, width = x.shape[2], -(-x.shape[3] // stride), -(-x.shape[4] // stride)
     columns, matrix = patches(x, stride), weight.flatten(2)
+    matrix = F.pad(matrix, (0, columns.shape[1] - matrix.shape[2]))
     if len(x) == k:
         product = torch.bmm(matrix, columns)
     else:

@@ -17,7 +17,9 @@ from models.data import ImageData, Split, load
 from models.knobs import Recipe
 from models.noise import keep_factors, random_bits
 from models.packed import CHUNKS, Pack, Shape
-from models.train import DeviceData, Halt, Precision, Trainer
+from models.stacked import StackedCNN
+from models.train import DeviceData, Halt, Precision, Trainer, make_network
+from tuner.seeding import derive_seed
 
 EPOCHS = 3
 RECIPES = [
@@ -229,6 +231,18 @@ def test_a_trial_for_which_memory_ends_on_its_way_in_leaves_its_lane_free(data, 
     assert pack.ended() == {}
     pack.enter(RECIPES[0], 0, None)
     assert_same_curve(curves(pack, data, [0], 1)[0], alone(data, RECIPES[0], 0, epochs=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_a_pack_starts_a_network_as_pytorch_does(layers, dtype):
+    typed = DeviceData(load("sample", Path()), torch.device("cpu"), dtype)
+    recipe = Recipe(layers=layers, width=5)
+    net = StackedCNN(make_network(typed, recipe, 0))
+    for seed in (0, 7):
+        expected = net.read(make_network(typed, recipe, seed))
+        for mine, theirs in zip(net.start(derive_seed(seed, "init")), expected, strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_a_pack_says_what_does_not_fit(data):

@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(pool, setup):
 
 
 def test_only_the_winners_checkpoint_is_kept(pool, setup, twin):
-    kept = sorted(p.name for p in setup.directory.glob("twin-*.npz"))
+    kept = sorted(p.name for p in setup.directory.glob("twin-*.safetensors"))
     assert kept == [twin.history.best.checkpoint.name]
 
 
@@ -241,7 +241,7 @@ def test_a_promoted_trial_goes_on_to_the_bit_as_if_it_had_never_waited(pool, set
     counts = []
 
     def on_change():
-        files = len(list(setup.directory.glob(f"{key}-*.npz")))
+        files = len(list(setup.directory.glob(f"{key}-*.safetensors")))
         # Of each unfinished trial one, and of the best that ended; a worker may be ahead by one.
         counts.append(files - len(scheduler.history.running) - len(pool.workers))
 
@@ -267,7 +267,7 @@ def test_a_promoted_trial_goes_on_to_the_bit_as_if_it_had_never_waited(pool, set
     needed = {t.checkpoint.name for t in [*scheduler.history.running, best]}
     ended = [t for t in scheduler.history.finished if t.checkpoint]
     top = max(ended, key=lambda t: (t.score, -t.number))
-    kept = {p.name for p in setup.directory.glob(f"{key}-*.npz")}
+    kept = {p.name for p in setup.directory.glob(f"{key}-*.safetensors")}
     assert kept == needed | {top.checkpoint.name}
     if isinstance(policy._policy, Halving):
         assert ends == [1, 1, 2, 4]
@@ -283,8 +283,8 @@ def test_the_winner_is_tested_on_images_that_no_training_saw(pool, twin):
 
 def test_a_winner_whose_checkpoint_is_gone_takes_no_other_test_down(pool, twin):
     best = twin.history.best
-    gone = replace(best, checkpoint=Checkpoint("gone.npz", "0"))
-    with pytest.raises(ValueError, match=r"could not be tested: checkpoint gone\.npz"):
+    gone = replace(best, checkpoint=Checkpoint("gone.safetensors", "0"))
+    with pytest.raises(ValueError, match=r"could not be tested: checkpoint gone\.safetensors"):
         pool.test(gone)
     assert 0.5 < pool.test(best) < 1.0
 

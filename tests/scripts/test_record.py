@@ -55,7 +55,7 @@ def test_a_design_is_trained_interrupted_resumed_and_written_with_its_card(tmp_p
         cwd=ROOT,
     )
     until = time.monotonic() + 90
-    while not list(folder.glob("checkpoints/*.npz")) and time.monotonic() < until:
+    while not list(folder.glob("checkpoints/*.safetensors")) and time.monotonic() < until:
         time.sleep(0.05)
     recording.send_signal(signal.SIGINT)
     output, errors = recording.communicate(timeout=90)
