@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +11,7 @@ from tuner.confirm import worth_keeping
 from tuner.fidelity import Done, FidelityPolicy, Repeat, Resume, Sample, Stop
 from tuner.history import History
 from tuner.runner import FINAL_STATE, Event, EventKind, Runner
-from tuner.searchers.base import Searcher, SpaceExhausted
+from tuner.searchers.base import Searcher, SpaceExhausted, propose
 from tuner.seeding import trial_seed
 from tuner.space import Config
 from tuner.store import Store
@@ -27,6 +27,13 @@ LOOK_AHEAD_SLOTS = 4
 
 Fewer lose more by a result that a proposal has not seen than by the time that it takes, in which
 all other slots train.
+"""
+
+BATCH_SLOTS, MOST_AT_ONCE = 8, 16
+"""Where so many slots are free at once, so many proposals at most are made together.
+
+In a pack of a hundred trials those that began together end together, and with a model of hundreds
+of trials a proposal takes as long as dozens of steps of the whole pack.
 """
 
 
@@ -86,21 +93,21 @@ class Recorder:
     def _exhausted_key(self) -> str:
         return f"exhausted-{self.run}"
 
-    def ahead(self, proposal: Proposal | None) -> None:
-        """Note a proposal that was made ahead, or that it was used."""
+    def proposed(self, proposals: Sequence[Proposal]) -> None:
+        """Note the proposals with which no trial has begun yet."""
         if self.store is not None:
-            noted = None if proposal is None else [dict(proposal.config), proposal.fallback]
-            self.store.set_meta(self._ahead_key, noted)
+            noted = [[dict(proposal.config), proposal.fallback] for proposal in proposals]
+            self.store.set_meta(self._proposals_key, noted)
 
     @property
-    def was_ahead(self) -> Proposal | None:
-        """The proposal that is on record."""
-        noted = None if self.store is None else self.store.meta(self._ahead_key)
-        return None if noted is None else Proposal(*noted)
+    def were_proposed(self) -> list[Proposal]:
+        """The proposals that are on record."""
+        noted = None if self.store is None else self.store.meta(self._proposals_key)
+        return [Proposal(*one) for one in noted or ()]
 
     @property
-    def _ahead_key(self) -> str:
-        return f"ahead-{self.run}"
+    def _proposals_key(self) -> str:
+        return f"proposals-{self.run}"
 
     def held(self, ns: int) -> None:
         """Note the device time held so far, in case the driver is killed before it charges it."""
@@ -149,7 +156,7 @@ class Scheduler:
         self._looks_ahead = runner.slots >= LOOK_AHEAD_SLOTS and not hasattr(
             searcher, "next_action"
         )
-        self._ahead = recorder.was_ahead
+        self._proposals = recorder.were_proposed  # with which no trial has begun yet
         self._interrupted = False
         self.finished = False  # nothing that the budget could buy is left to do
 
@@ -265,15 +272,13 @@ class Scheduler:
         if self.history.is_exhausted or not self._affordable_epochs(None):
             return False
         try:
-            proposal = self._ahead or self._propose()
+            proposals = self._proposals or self._propose()
         except SpaceExhausted:
             self.history.is_exhausted = True
             self._recorder.exhausted()
             return self._launch_one()  # the policy may have another use for what is left
-        if self._ahead is not None:
-            self._ahead = None
-            self._recorder.ahead(None)
-        return self._begin(proposal.config, until_epoch, note=proposal.fallback)
+        self._keep_proposals(proposals[1:])
+        return self._begin(proposals[0].config, until_epoch, note=proposals[0].fallback)
 
     def _look_ahead(self) -> None:
         """Make the next proposal while every slot trains, so that the first to be free has it.
@@ -282,15 +287,25 @@ class Scheduler:
         fill all slots, from the history as it is then, and recorded until a trial begins with it.
         So it is a function of seed and history, in a replay the same as in training.
         """
-        due = self._looks_ahead and self._ahead is None and not self._runner.free_slots
+        due = self._looks_ahead and not self._proposals and not self._runner.free_slots
         if due and not self.history.is_exhausted and self._affordable_epochs(None):
             with suppress(SpaceExhausted):  # what is in flight may be the last, or may fail
-                self._ahead = self._propose()
-                self._recorder.ahead(self._ahead)
+                self._keep_proposals(self._propose())
 
-    def _propose(self) -> Proposal:
-        config = self._searcher.propose(self._view)
-        return Proposal(config, self._searcher.fallback)
+    def _propose(self) -> list[Proposal]:
+        """One proposal; where many slots are free at once, some for them together.
+
+        Those are recorded too, so that they are a function of seed, history and free slots.
+        """
+        free = self._runner.free_slots
+        count = min(free, MOST_AT_ONCE) if self._looks_ahead and free >= BATCH_SLOTS else 1
+        configs = propose(self._searcher, self._view, count)
+        return [Proposal(config, self._searcher.fallback) for config in configs]
+
+    def _keep_proposals(self, proposals: list[Proposal]) -> None:
+        if proposals or self._proposals:
+            self._recorder.proposed(proposals)
+        self._proposals = proposals
 
     def _repeat(self, trial: Trial, until_epoch: int) -> bool:
         """Train a configuration again; False where the budget does not pay for all of it.

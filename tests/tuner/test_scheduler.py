@@ -155,7 +155,7 @@ def test_a_replay_killed_anywhere_ends_as_its_uninterrupted_twin(
     reread.close()
 
 
-@pytest.mark.parametrize("slots", [2, 5])
+@pytest.mark.parametrize("slots", [2, 5, 10])
 def test_bayes_killed_after_every_few_events_ends_as_its_twin(tmp_path, slots):
     test_one = test_a_replay_killed_anywhere_ends_as_its_uninterrupted_twin.hypothesis.inner_test
 
@@ -219,6 +219,29 @@ def test_with_fewer_slots_or_where_it_also_decides_a_searcher_is_asked_when_a_sl
     _, moments = asked(make, slots)
     assert len(moments) > 10
     assert all(free > 0 for free, _, _ in moments)
+
+
+class Several(Asked):
+    """One that can propose many at once."""
+
+    def propose_many(self, history, count):
+        self.moments.append((self.runner.free_slots, len(history), history.epochs_seen))
+        self.counts = [*getattr(self, "counts", []), count]
+        return [self._inner.propose(history) for _ in range(count)]
+
+
+def test_where_many_slots_are_free_at_once_as_many_are_proposed_together():
+    landscape = RandomCosts(4, 50, equal=True)  # those that begin together end together
+    searcher, runner = Several(make_searcher("random", SPACE, 0)), ReplayRunner(landscape, 0, 20)
+    searcher.runner = runner
+    history = History(4, 10_000)
+    scheduler = Scheduler(
+        searcher, FullFidelity(), runner, history, Recorder(Budget(10_000)), seed=0
+    )
+    scheduler.run()
+    # 20 slots: 16 together and the last 4 one by one; then one ahead, 16 together, 3 one by one.
+    assert searcher.counts[:2] == [16, 16]
+    assert [n for _, n, _ in searcher.moments[:8]] == [0, 16, 17, 18, 19, 20, 21, 37]
 
 
 class Scripted:

@@ -337,6 +337,21 @@ def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
         np.testing.assert_allclose(found, known, atol=1e-6)
 
 
+def test_believing_point_after_point_is_believing_them_all():
+    from tuner.searchers.posterior import Gaps
+
+    x, y, prior, posterior = fitted_posterior()
+    points = np.random.default_rng(2).random((40, 3))
+    rival, some = points[7], [3, 30, 30, 11]
+    gaps = Gaps(posterior, points, rival, len(some))
+    for believed in range(len(some) + 1):
+        mean, sd = posterior.believing(points[some[:believed]]).gap(points, rival)
+        np.testing.assert_allclose(gaps.mean, mean, atol=1e-9)
+        np.testing.assert_allclose(gaps.sd, sd, atol=1e-6)
+        if believed < len(some):
+            gaps.believe(some[believed])
+
+
 def mixed_data(n, choices):
     """Three knobs, of which some are options, and an epoch; `n x 4` points and n scores."""
     generator = np.random.default_rng(n)
@@ -532,3 +547,56 @@ def test_a_bug_in_the_searcher_is_not_taken_for_a_failed_fit(monkeypatch):
     monkeypatch.setattr(surrogate, "fit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         searcher.propose(history.view())
+
+
+# -- several proposals at once ---------------------------------------------------------------------
+
+COUNTABLE = SearchSpace(
+    {"depth": Int(1, 12), "width": Int(4, 40, log=True), "kind": Choice(("a", "b", "c"))}
+)
+
+
+def test_several_proposals_are_those_of_one_after_the_other():
+    # Of a countable space every configuration is a candidate, so nothing but the order of the
+    # arithmetic differs from asking again with each trial in flight.
+    searcher = make_searcher("bayes", COUNTABLE, 1)
+    history = grow(History(1, 10**6), COUNTABLE, searcher, 20)
+    several = searcher.propose_many(history.view(), 12)
+    assert len(several) == 12
+    for config in several:
+        assert searcher.propose(history.view()) == config
+        history.start(Trial(len(history), config, 0, 1))
+
+
+def test_several_proposals_are_legal_apart_and_begin_with_the_one():
+    searcher = make_searcher("bayes", MIXED, 3)
+    history = grow(History(1, 10**6), MIXED, searcher, 12)
+    several = searcher.propose_many(history.view(), 16)
+    assert len(several) == 16
+    assert several[0] == searcher.propose(history.view())
+    assert all(map(MIXED.contains, several))
+    assert len({tuple(c.values()) for c in several}) == 16
+
+
+def test_no_more_are_proposed_than_are_left():
+    space = SearchSpace({"kind": Choice(tuple("abcdefgh"))})
+    searcher = make_searcher("bayes", space, 0)
+    history = grow(History(1, 10**6), space, searcher, 6)
+    several = searcher.propose_many(history.view(), 16)
+    assert len(several) == 2
+    assert {c["kind"] for c in several} == set("abcdefgh") - {t.config["kind"] for t in history}
+
+
+def test_a_search_that_starts_or_cannot_be_fitted_proposes_one_at_a_time(monkeypatch):
+    searcher = make_searcher("bayes", REAL, 0)
+    history = grow(History(1, 10**6), REAL, searcher, 2)
+    assert searcher.propose_many(history.view(), 16) == [searcher.propose(history.view())]
+    grow(history, REAL, searcher, 6)
+    monkeypatch.setattr("tuner.searchers.fit.minimize", unfit)
+    assert len(make_searcher("bayes", REAL, 0).propose_many(history.view(), 16)) == 1
+
+
+def unfit(*_, **__):
+    from tuner.searchers.fit import FitError
+
+    raise FitError("no")

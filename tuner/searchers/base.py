@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,21 @@ class Searcher(Protocol):
 
     def propose(self, history: HistoryView) -> Config:
         """The next configuration; raises SpaceExhausted where none is left."""
+
+
+@runtime_checkable
+class BatchSearcher(Searcher, Protocol):
+    """One that proposes several configurations at once for less than one after the other."""
+
+    def propose_many(self, history: HistoryView, count: int) -> list[Config]:
+        """The next configurations, `count` at most; raises SpaceExhausted where none is left."""
+
+
+def propose(searcher: Searcher, history: HistoryView, count: int) -> list[Config]:
+    """The next one; up to `count` of a searcher that can propose several at once."""
+    if count > 1 and isinstance(searcher, BatchSearcher):
+        return searcher.propose_many(history, count)
+    return [searcher.propose(history)]
 
 
 def generator(seed: int, name: str, history: HistoryView) -> np.random.Generator:

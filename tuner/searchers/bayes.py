@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tuner.brackets import rung_epochs
 from tuner.history import HistoryView
-from tuner.searchers.candidates import maximise, sobol_start
+from tuner.searchers.candidates import Candidates, maximise, sobol_start
 from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import Belief, Outlook, Surrogate, start_size
@@ -40,9 +40,17 @@ class BayesSearcher:
 
     def propose(self, history: HistoryView) -> Config:
         """The next point of the Sobol start, or the maximiser of the acquisition."""
+        return self.propose_many(history, 1)[0]
+
+    def propose_many(self, history: HistoryView, count: int) -> list[Config]:
+        """The same, and up to `count` in all that are the best with those before them in flight.
+
+        They are chosen among the candidates of the first, so that a pack of many trials that end
+        at once does not wait for as many searches. Those before are believed at the full length.
+        """
         self.fallback = ""
         if not has_model(self._space, history):
-            return sobol_start(self._space, self._seed, history)
+            return [sobol_start(self._space, self._seed, history)]
         seed = derive_seed(self._seed, "bayes", len(history))
         with one_thread():
             try:
@@ -51,8 +59,11 @@ class BayesSearcher:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
                 value = outlook.log_improvement
-                return maximise(self._space, value, outlook.centres, history, seed)[0]
-        return draw_new(self._space, self._seed, "bayes-fallback", history)
+                if count == 1:
+                    return [maximise(self._space, value, outlook.centres, history, seed)[0]]
+                around = Candidates.around(self._space, value, outlook.centres, history, seed)
+                return around.several(outlook.improvements(around.units, count), count)
+        return [draw_new(self._space, self._seed, "bayes-fallback", history)]
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
         """What the model makes of m configurations; None while there is no model yet."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from scipy.stats import qmc
 from tuner.history import HistoryView
 from tuner.searchers.base import config_key, tried
 from tuner.searchers.random import draw_new
+from tuner.searchers.surrogate import Improvements
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, SearchSpace, Units
 
@@ -56,61 +58,102 @@ def maximise(
 ) -> tuple[Config, float]:
     """The best unvisited configuration that was found, and its acquisition value.
 
-    Sobol points and perturbed `centres` (`c x d`) first; then, again and again, the best are
-    perturbed by ever smaller steps. Steps beyond a knob's range end at its end, where optima
-    often are. There are no gradients in this, so that integers and options are searched as such.
     Raises SpaceExhausted where nothing is left.
     """
-    generator = np.random.default_rng(seed)
-    if space.cardinality is not None:
-        return _maximise_finite(space, acquisition, centres, history, seed, generator)
-    start = np.repeat(centres, _LOCAL_POINTS, axis=0)
-    widths = generator.choice(_WIDTHS, size=(len(start), 1))
-    units = space.snap(
-        np.concatenate(
-            [sobol(space, seed, _RAW_POINTS), _perturbed(space, start, widths, generator)]
-        )
-    )
-    values = acquisition(units)
-    for width in _REFINEMENTS:
-        best = np.argsort(-values, kind="stable")[:_KEPT]
-        start = np.repeat(units[best], _CHILDREN, axis=0)
-        widths = width * generator.choice([0.3, 1.0], size=(len(start), 1))
-        children = space.snap(_perturbed(space, start, widths, generator))
-        units = np.concatenate([units, children])
-        values = np.concatenate([values, acquisition(children)])
-    visited = space.to_unit([t.config for t in history])  # n x d
-    order = np.argsort(-values, kind="stable")
-    for index in order:
-        if np.abs(visited - units[index]).max(1).min(initial=1.0) > _APART:
-            return space.from_unit(units[index : index + 1])[0], float(values[index])
-    return space.from_unit(units[order[:1]])[0], float(values[order[0]])
+    candidates = Candidates.around(space, acquisition, centres, history, seed)
+    best = candidates.pick(candidates.values)
+    return candidates.config(best), float(candidates.values[best])
 
 
-def _maximise_finite(
-    space: SearchSpace,
-    acquisition: Acquisition,
-    centres: Units,
-    history: HistoryView,
-    seed: int,
-    generator: np.random.Generator,
-) -> tuple[Config, float]:
+@dataclass
+class Candidates:
+    """Where an acquisition was looked at.
+
+    Attributes:
+        space: of the configurations.
+        units: m x d, each a legal configuration's.
+        values: of the acquisition, m.
+        visited: coordinates that would tell nothing new, `n x d`; none where the space is finite,
+            of which `units` are what is left.
+    """
+
+    space: SearchSpace
+    units: Units
+    values: NDArray[np.float64]
+    visited: Units
+
+    @classmethod
+    def around(
+        cls,
+        space: SearchSpace,
+        acquisition: Acquisition,
+        centres: Units,
+        history: HistoryView,
+        seed: int,
+    ) -> Candidates:
+        """Sobol points and perturbed `centres` (`c x d`), and closer and closer to the best.
+
+        Steps beyond a knob's range end at its end, where optima often are. There are no gradients
+        in this, so that integers and options are searched as such. Raises SpaceExhausted where
+        nothing is left.
+        """
+        generator = np.random.default_rng(seed)
+        start = np.repeat(centres, _LOCAL_POINTS, axis=0)
+        widths = generator.choice(_WIDTHS, size=(len(start), 1))
+        if space.cardinality is not None:
+            few = space.cardinality <= _COUNTABLE
+            near = None if few else _perturbed(space, start, widths, generator)
+            units = space.to_unit(_untried(space, near, history, seed))
+            return cls(space, units, acquisition(units), np.empty((0, len(space))))
+        near = _perturbed(space, start, widths, generator)
+        units = space.snap(np.concatenate([sobol(space, seed, _RAW_POINTS), near]))
+        values = acquisition(units)
+        for width in _REFINEMENTS:
+            best = np.argsort(-values, kind="stable")[:_KEPT]
+            start = np.repeat(units[best], _CHILDREN, axis=0)
+            widths = width * generator.choice([0.3, 1.0], size=(len(start), 1))
+            children = space.snap(_perturbed(space, start, widths, generator))
+            units = np.concatenate([units, children])
+            values = np.concatenate([values, acquisition(children)])
+        return cls(space, units, values, space.to_unit([t.config for t in history]))
+
+    def pick(self, values: NDArray[np.float64], taken: Sequence[int] = ()) -> int:
+        """Of m values the highest that is neither `taken` nor too near to what is; the highest."""
+        visited = self.visited
+        if len(visited):
+            visited = np.concatenate([visited, self.units[list(taken)]])
+        order = [i for i in np.argsort(-values, kind="stable").tolist() if i not in taken]
+        for index in order:
+            if np.abs(visited - self.units[index]).max(1).min(initial=1.0) > _APART:
+                return int(index)
+        return int(order[0])
+
+    def config(self, index: int) -> Config:
+        """The configuration at coordinates number `index`."""
+        return self.space.from_unit(self.units[index : index + 1])[0]
+
+    def several(self, improvements: Improvements, count: int) -> list[Config]:
+        """Up to `count` configurations, each the best if those before it are in flight."""
+        taken = [self.pick(self.values)]
+        while len(taken) < min(count, len(self.units)):
+            improvements.propose(taken[-1])
+            taken.append(self.pick(improvements.values, taken))
+        return [self.config(index) for index in taken]
+
+
+def _untried(
+    space: SearchSpace, near: Units | None, history: HistoryView, seed: int
+) -> list[Config]:
+    """Configurations of a finite space: all of a small one, some of a large one."""
     configs: list[Config]
-    if (space.cardinality or 0) <= _COUNTABLE:
+    if near is None:
         axes = space.axes(max(domain.cardinality or 1 for domain in space.values()))
         configs = [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
     else:
-        start = np.repeat(centres, _LOCAL_POINTS, axis=0)
-        widths = generator.choice(_WIDTHS, size=(len(start), 1))
-        near = _perturbed(space, start, widths, generator)
         configs = list(space.from_unit(np.concatenate([sobol(space, seed, _RAW_POINTS), near])))
     seen = tried(space, history)
     configs = [c for c in configs if config_key(space, c) not in seen]
-    if not configs:
-        configs = [draw_new(space, seed, "rest", history)]
-    values = acquisition(space.to_unit(configs))
-    best = int(np.argmax(values))
-    return configs[best], float(values[best])
+    return configs or [draw_new(space, seed, "rest", history)]
 
 
 def _perturbed(

@@ -64,7 +64,7 @@ class Posterior:
         """Mean and standard deviation of the noise-free score at m points, m each."""
         cross = self.covariance(points, self.points)  # m x n
         mean = self._score(cross @ self.weights)
-        return mean, self._sd(self.covariance.diagonal(points), self._solve(cross))
+        return mean, self._sd(self.covariance.diagonal(points), self.solve(cross))
 
     def gap(self, points: Array, rival: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of f(x) - f(x*) at m points x and one rival x*, m each.
@@ -82,14 +82,14 @@ class Posterior:
             prior = self.covariance.diagonal(batch) + self.covariance.diagonal(star)
             prior -= 2 * self.covariance(batch, star)[:, 0]
             means.append(cross @ self.weights * self.scale)
-            sds.append(self._sd(prior, self._solve(cross)))
+            sds.append(self._sd(prior, self.solve(cross)))
         return np.concatenate(means), np.concatenate(sds)
 
     def joint(self, points: Array) -> tuple[Array, Array]:
         """Mean and covariance of the noise-free scores at m points, m and m x m."""
         cross = self.covariance(points, self.points)  # m x n
         mean = self._score(cross @ self.weights)
-        solved = self._solve(cross)
+        solved = self.solve(cross)
         return mean, (self.covariance(points, points) - solved.T @ solved) * self.scale**2
 
     def believing(self, points: Array) -> Posterior:
@@ -101,7 +101,7 @@ class Posterior:
         n, m = len(self.points), len(points)
         if not m:
             return self
-        below = self._solve(self.covariance(points, self.points))  # n x m
+        below = self.solve(self.covariance(points, self.points))  # n x m
         left = self.covariance(points, points) - below.T @ below
         factor = np.zeros((n + m, n + m), order="F")
         factor[:n, :n], factor[n:, :n] = self.factor, below.T
@@ -121,10 +121,59 @@ class Posterior:
         variance = prior - np.einsum("nm,nm->m", solved, solved)
         return np.asarray(np.sqrt(np.maximum(variance, _LEAST_VARIANCE)) * self.scale)
 
-    def _solve(self, cross: Array) -> Array:
+    def solve(self, cross: Array) -> Array:
         """The factor's inverse times the transpose of `m x n` covariances, `n x m`."""
         solved: Array = blas.dtrsm(1.0, self.factor, cross.T, lower=1)
         return solved
+
+
+class Gaps:
+    """f(x) - f(x*) at m points x and one rival x*, while some of the points come to be believed.
+
+    Each of these would cost a solve for all points; here the factor grows by a row (Golub and Van
+    Loan, 2013, section 4.2.9), and what was solved with it.
+
+    Args:
+        posterior: of n data.
+        points: m x (d + 1).
+        rival: d + 1.
+        most: of the points that may come to be believed.
+    """
+
+    def __init__(self, posterior: Posterior, points: Array, rival: Array, most: int) -> None:
+        star, k = rival.reshape(1, -1), posterior.covariance
+        self._posterior, self._points = posterior, points
+        n, m = len(posterior.points), len(points)
+        cross = k(np.concatenate([points, star]), posterior.points)
+        # Rows to come are 0 until they are known: of the points, and in the last column of x*.
+        self._solved = np.zeros((n + most, m + 1), order="F")
+        self._solved[:n] = posterior.solve(cross)
+        self._rows = n
+        self._by_star = k(points, star)[:, 0]
+        self._own = k.diagonal(points)
+        self.mean = (cross[:-1] - cross[-1]) @ posterior.weights * posterior.scale
+        """Of the difference, m; what is believed does not change it."""
+        apart = self._solved[:, :-1] - self._solved[:, -1:]
+        self._variance = self._own + k.diagonal(star) - 2 * self._by_star
+        self._variance -= np.einsum("nm,nm->m", apart, apart)
+
+    @property
+    def sd(self) -> Array:
+        """The difference's standard deviation, m."""
+        return np.asarray(
+            np.sqrt(np.maximum(self._variance, _LEAST_VARIANCE)) * self._posterior.scale
+        )
+
+    def believe(self, j: int) -> None:
+        """As if point j had yielded what is expected of it."""
+        k = self._posterior.covariance
+        mine = self._solved[:, j].copy()
+        left = self._own[j] + k.noise - mine @ mine
+        prior = np.append(k(self._points, self._points[j : j + 1])[:, 0], self._by_star[j])
+        row = (prior - mine @ self._solved) / math.sqrt(max(left, _LEAST_VARIANCE))
+        self._solved[self._rows] = row
+        self._rows += 1
+        self._variance -= (row[:-1] - row[-1]) ** 2
 
 
 def log_expected_improvement(mean: Array, sd: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tuner.history import HistoryView
-from tuner.searchers.base import Searcher
+from tuner.searchers.base import Searcher, propose
 from tuner.searchers.random import draw_new
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
@@ -22,9 +22,13 @@ class SharedStart:
 
     def propose(self, history: HistoryView) -> Config:
         """One of the common configurations, or the inner searcher's proposal."""
+        return self.propose_many(history, 1)[0]
+
+    def propose_many(self, history: HistoryView, count: int) -> list[Config]:
+        """The same for up to `count` configurations."""
         self.fallback = ""
         if len(history.trained) < self._count:
-            return draw_new(self._space, self._seed, "shared-start", history)
-        config = self._inner.propose(history)
+            return [draw_new(self._space, self._seed, "shared-start", history)]
+        configs = propose(self._inner, history, count)
         self.fallback = self._inner.fallback
-        return config
+        return configs

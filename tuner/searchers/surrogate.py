@@ -18,7 +18,7 @@ from scipy.special import log_ndtr
 from tuner.history import HistoryView
 from tuner.searchers.fit import Prior, fit
 from tuner.searchers.kernels import Array, Kernel
-from tuner.searchers.posterior import Posterior, log_expected_improvement
+from tuner.searchers.posterior import Gaps, Posterior, log_expected_improvement
 from tuner.space import Choice, Config, SearchSpace, Units
 from tuner.trial import Trial, TrialState
 
@@ -221,12 +221,20 @@ class Outlook:
     def log_improvement(self, units: Units) -> Array:
         """Log of the expected improvement times the chance that it can be had, m."""
         points = self.points(units)
-        value = log_expected_improvement(*self._gap(points))
+        return log_expected_improvement(*self._gap(points)) + self._log_feasible(points)
+
+    def improvements(self, units: Units, most: int) -> Improvements:
+        """The same at m coordinates for up to `most` proposals at once."""
+        points = self.points(units)
+        gaps = Gaps(self.believed, points, self.incumbent, most)
+        return Improvements(gaps, self._spread, self._log_feasible(points))
+
+    def _log_feasible(self, points: Array) -> Array | float:
+        """Log of P(feasible) at m points: the other factor of Gardner et al. (2014, equation 5)."""
         if self._feasible is None:
-            return value
-        # Constrained expected improvement (Gardner et al., 2014, equation 5).
+            return 0.0
         mean, sd = self._feasible.mean_sd(points)
-        return np.asarray(value + log_ndtr(mean / sd))
+        return np.asarray(log_ndtr(mean / sd))
 
     def belief(self, configs: Sequence[Config]) -> Belief:
         """What the model makes of m configurations."""
@@ -238,6 +246,25 @@ class Outlook:
     def _gap(self, points: Array) -> tuple[Array, Array]:
         mean, sd = self.believed.gap(points, self.incumbent)
         return mean, self._spread * sd
+
+
+@dataclass(frozen=True)
+class Improvements:
+    """The log improvement at m coordinates, while one after the other comes to be proposed."""
+
+    gaps: Gaps
+    spread: float
+    log_feasible: Array | float
+
+    @property
+    def values(self) -> Array:
+        """As `Outlook.log_improvement` has them, m."""
+        gap_sd = self.spread * self.gaps.sd
+        return log_expected_improvement(self.gaps.mean, gap_sd) + self.log_feasible
+
+    def propose(self, j: int) -> None:
+        """Believe coordinate j to yield what is expected of it at the full length."""
+        self.gaps.believe(j)
 
 
 def _in_flight(surrogate: Surrogate, history: HistoryView, full: int) -> Array:
