@@ -20,15 +20,15 @@ except ImportError:  # PyTorch brings it where it can be used: Linux, and a CUDA
 
 _BLOCK = 1024
 _TAPS = 9
-_ALIGNED = 8  # rows, padded with zeros: products of other sizes are slow ones
+_ALIGNED = 8  # rows, with zeros: in half precision products of other sizes are slow ones
 
 
 def patches(x: Tensor, stride: int) -> Tensor:
     """With padding 1, `k x c x n x h x w` as `k x (c * 9) x (n * h' * w')`.
 
-    On a GPU rows of zeros may follow, which weights of zero are to be multiplied with.
+    On a GPU rows of zeros may follow, which zeros are to be multiplied with.
     """
-    if triton is not None and x.is_cuda:
+    if triton is not None and x.is_cuda and x.dtype is not torch.float64:
         if torch.is_autocast_enabled("cuda"):
             x = x.to(torch.get_autocast_dtype("cuda"))  # before there are nine times as many
         return gathered(x, stride)
@@ -52,7 +52,8 @@ class _Patches(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
         k, c, n, height, width = ctx.shape = x.shape
         rows, columns = c * _TAPS, n * -(-height // stride) * -(-width // stride)
-        out = x.new_empty(k, -(-rows // _ALIGNED) * _ALIGNED, columns)
+        aligned = _ALIGNED if x.element_size() == 2 else 1
+        out = x.new_empty(k, -(-rows // aligned) * aligned, columns)
         out[:, rows:].zero_()
         ctx.numbers = (*x.shape[1:], -(-height // stride), -(-width // stride), out.shape[1])
         ctx.stride = stride

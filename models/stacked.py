@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.cnn import CNN, initial_ranges
+from models.normalise import normalised
 from models.patches import patches
 
 
@@ -119,13 +120,9 @@ class StackedCNN:
         seen: list[Tensor] = []
 
         def normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-            rows = x.reshape(1, -1, x[0, 0].numel())
-            out, mean, inverse = torch.native_batch_norm(
-                rows, scale.reshape(-1), shift.reshape(-1), None, None, True, 0.0, self._eps
-            )
-            count = rows.shape[2]
-            variance = (inverse.detach() ** -2 - self._eps) * (count / max(1, count - 1))
-            seen.extend(part.detach().view(k, -1) for part in (mean, variance))
+            channels = x.reshape(-1, x[0, 0].numel())
+            out, statistics = normalised(channels, scale.flatten(), shift.flatten(), self._eps)
+            seen.extend(statistics.view(2, k, -1))
             return out.view(x.shape)
 
         logits = self._forward(weights, x, normalise, keep)
@@ -139,7 +136,8 @@ class StackedCNN:
             mean, variance = next(running), next(running)
             factor = scale * torch.rsqrt(variance + self._eps)
             shape = (*factor.shape, 1, 1, 1)
-            return torch.addcmul((shift - mean * factor).view(shape), x, factor.view(shape))
+            level = (shift - mean * factor).view(shape)
+            return torch.addcmul(level, x, factor.view(shape)).relu_()
 
         return self._forward(weights, images.transpose(0, 1)[None], normalise, None)
 
@@ -154,7 +152,7 @@ class StackedCNN:
         )
         for stride in self._strides:
             x = self._convolve(x, next(parts), stride)
-            x = F.relu(normalise(x, next(parts), next(parts)))
+            x = normalise(x, next(parts), next(parts))
         features = x.transpose(1, 2).flatten(2)  # k x n x features
         if keep is not None:
             features = features * keep

@@ -340,7 +340,7 @@ def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
 def test_believing_point_after_point_is_believing_them_all():
     from tuner.searchers.posterior import Gaps
 
-    x, y, prior, posterior = fitted_posterior()
+    *_, posterior = fitted_posterior()
     points = np.random.default_rng(2).random((40, 3))
     rival, some = points[7], [3, 30, 30, 11]
     gaps = Gaps(posterior, points, rival, len(some))

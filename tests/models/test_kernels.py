@@ -1,4 +1,4 @@
-"""The kernels that a GPU gathers patches with, run by Triton's interpreter where there is none."""
+"""The kernels of a pack, run by Triton's interpreter where there is no GPU."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import patches
+from models import normalise, patches
 
 SHAPES = [
     *[(3, 1, 5, 28, 28, 2), (2, 4, 5, 14, 14, 2), (2, 3, 5, 7, 7, 2), (2, 4, 5, 4, 4, 1)],
@@ -18,7 +18,7 @@ SHAPES = [
 """Networks, channels, images, height, width; stride."""
 
 
-def check_kernels(device):
+def check_patches(device):
     """Patches, and the slope that goes back through them, are those of PyTorch's own operations."""
     generator = torch.Generator().manual_seed(0)
     for *shape, stride in SHAPES:
@@ -27,7 +27,8 @@ def check_kernels(device):
             expected = patches.unfolded(x, stride)
             k, rows, columns = expected.shape
             found = patches.gathered(x, stride)
-            assert found.shape == (k, -(-rows // 8) * 8, columns)
+            aligned = 8 if dtype is torch.bfloat16 else 1
+            assert found.shape == (k, -(-rows // aligned) * aligned, columns)
             assert torch.equal(found[:, :rows], expected)
             assert not found[:, rows:].any()
             slope = torch.randn(expected.shape, generator=generator).to(device, dtype)
@@ -38,10 +39,42 @@ def check_kernels(device):
             assert (back.float() - exact.float()).abs().max() <= error * max(1.0, scale)
 
 
+def check_normalisation(device):
+    """What comes out, what is seen, and all slopes, beside PyTorch's own operations in float64."""
+    generator = torch.Generator().manual_seed(1)
+    for channels, count in ((3, 50), (2, 5000), (4, 1)):
+        for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+            draw = [torch.randn(*s, generator=generator) for s in ((channels, count), (channels,))]
+            x, scale = 3 + 2 * draw[0], draw[1]
+            shift, slope = torch.linspace(-0.3, 0.5, channels), torch.randn(draw[0].shape)
+            found, expected = [], []
+            for kept, kind, many in (
+                (found, dtype, normalise.fused),
+                (expected, torch.float64, normalise.separate),
+            ):
+                # Both see what the lower precision makes of the numbers.
+                part = [
+                    x.to(dtype).to(kind),
+                    *(t.to(torch.promote_types(kind, torch.float32)) for t in (scale, shift)),
+                ]
+                part = [t.to(device).requires_grad_() for t in part]
+                out, seen = many(*part, 1e-5)
+                slopes = torch.autograd.grad(out, part, slope.to(dtype).to(device, kind))
+                kept += [t.double().cpu() for t in (out, seen, *slopes)]
+            for mine, theirs in zip(found, expected, strict=True):
+                scale_of = max(1.0, theirs.abs().max().item())
+                assert (mine - theirs).abs().max() <= error * scale_of
+
+
+def check_kernels(device):
+    check_patches(device)
+    check_normalisation(device)
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch came without Triton here")
 def test_the_kernels_do_what_pytorchs_operations_do():
     # In a process of its own: Triton reads the variable where a kernel is defined.
-    command = "from tests.models.test_patches import check_kernels; check_kernels('cpu')"
+    command = "from tests.models.test_kernels import check_kernels; check_kernels('cpu')"
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", command], env=environment, check=True, timeout=300)
 
