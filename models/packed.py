@@ -360,8 +360,8 @@ class Pack:
         weights, statistics = self._weights[chosen], self._statistics[chosen]
         right = torch.zeros(len(lanes), dtype=torch.int64, device=self._data.device)
         with torch.inference_mode():
-            # Of many lanes small batches, so that scoring needs less memory than a step does.
-            size = max(_EVALUATION_BATCH // len(lanes), 2 * self._size)
+            # As many images in all as do not need more memory than a step of the whole pack does.
+            size = max(_EVALUATION_BATCH, 2 * self._size * self.lanes) // len(lanes)
             for start in range(0, len(labels), size):
                 if halt() is Halt.DEADLINE:
                     return None

@@ -66,7 +66,8 @@ class _Patches(torch.autograd.Function):
         slope = gradients[0].contiguous()
         k, c, n, height, width = ctx.shape
         out = slope.new_empty(ctx.shape)
-        grid = (triton.cdiv(n * height * width, _BLOCK), k * c)
+        cells = n * (height // ctx.stride + 1) * (width // ctx.stride + 1)
+        grid = (triton.cdiv(cells, _BLOCK), k * c)
         _scatter[grid](slope, out, *ctx.numbers, STRIDE=ctx.stride, BLOCK=_BLOCK)
         return out, None
 
@@ -122,30 +123,39 @@ if triton is not None:
         STRIDE: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
-        """A block of a channel's pixels: of each the sum over the patches that it is in."""
+        """A block of a channel's cells of STRIDE × STRIDE pixels: of each the sum over its patches.
+
+        Patches lie a stride apart, and so do the places that a pixel has in them: a cell's pixels
+        have all nine among them, and neighbouring cells read neighbouring numbers.
+        """
         plane = tl.program_id(1).to(tl.int64)
         columns = n * out_height * out_width
-        pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        image = pixel // (height * width)
-        row = pixel // width % height + 1
-        place = pixel % width + 1
+        down, across = height // STRIDE + 1, width // STRIDE + 1
+        cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        image = cell // (down * across)
+        i, j = cell // across % down, cell % across
         slope += (plane // c * rows + plane % c * 9) * columns
-        total = tl.zeros((BLOCK,), tl.float32)
-        # Patches lie a stride apart, and so do the places that a pixel has in them.
-        for a in tl.static_range(-(-3 // STRIDE)):
-            for b in tl.static_range(-(-3 // STRIDE)):
-                down, right = row % STRIDE + a * STRIDE, place % STRIDE + b * STRIDE
-                i, j = row // STRIDE - a, place // STRIDE - b
-                inside = (down < 3) & (right < 3) & (i >= 0) & (j >= 0)
-                inside &= (i < out_height) & (j < out_width)
-                column = (image * out_height + i) * out_width + j
-                total += tl.load(
-                    slope + (down * 3 + right) * columns + column,
-                    mask=inside & (pixel < n * height * width),
-                    other=0.0,
-                ).to(tl.float32)
-        tl.store(
-            out + plane * n * height * width + pixel,
-            total.to(out.dtype.element_ty),
-            mask=pixel < n * height * width,
-        )
+        out += plane * n * height * width
+        for y in tl.static_range(STRIDE):
+            for x in tl.static_range(STRIDE):
+                total = tl.zeros((BLOCK,), tl.float32)
+                for a in tl.static_range(y, 3, STRIDE):
+                    for b in tl.static_range(x, 3, STRIDE):
+                        row, place = i - a // STRIDE, j - b // STRIDE
+                        inside = (row >= 0) & (row < out_height) & (place >= 0)
+                        inside &= (place < out_width) & (image < n)
+                        total += tl.load(
+                            slope
+                            + (a * 3 + b) * columns
+                            + (image * out_height + row) * out_width
+                            + place,
+                            mask=inside,
+                            other=0.0,
+                        ).to(tl.float32)
+                row, place = i * STRIDE + y - 1, j * STRIDE + x - 1
+                inside = (row >= 0) & (row < height) & (place >= 0) & (place < width) & (image < n)
+                tl.store(
+                    out + (image * height + row) * width + place,
+                    total.to(out.dtype.element_ty),
+                    mask=inside,
+                )

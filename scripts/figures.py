@@ -57,6 +57,8 @@ def save(
     content: Mapping[str, Any],
     tables: Sequence[Table] = (),
     devices: Sequence[str] = ("cpu",),
+    *,
+    show: bool = True,
 ) -> None:
     """Write figures with what they need to be measured again, show them, and renew the page.
 
@@ -71,6 +73,8 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.json", json.dumps(whole, indent=1) + "\n")
     write_atomically(folder / "README.md", _page(folder))
+    if not show:
+        return
     console = Console()
     for table in tables:
         console.print("\n".join(table.lines), markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The training that a user would write without a tuner, and three ways of running many of it.
 
-`plain_loops.py WHICH FOLDER DEVICE SECONDS WORKERS TURN` prints a line of JSON.
+`plain_loops.py WHICH FOLDER DEVICE SECONDS OPTION TURN` prints a line of JSON. The option is how
+many workers a DataLoader has; of the two ways that have none, whether to compute in bfloat16.
 Written as PyTorch's, Optuna's and Ray's own tutorials do it; nothing is tuned for or against them.
 """
 
@@ -146,10 +147,10 @@ def optuna(folder: str, device: str, seconds: float, workers: int, turn: int) ->
 
 
 def ray(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
-    """Ray Tune: a core for each trial, or an eighth of the GPU."""
+    """Ray Tune: a core for each trial, and of a GPU as large a share as all of them leave it."""
     from ray import init, tune
 
-    first = 1000 * turn
+    first, jobs = 1000 * turn, min(16, count_cores())
     init(log_to_driver=False, include_dashboard=False, configure_logging=False)
 
     def objective(config: dict[str, Any]) -> None:
@@ -157,7 +158,7 @@ def ray(folder: str, device: str, seconds: float, workers: int, turn: int) -> di
         for epoch, score in enumerate(train(folder, device, 0, config["seed"]), 1):
             tune.report({"score": score, "epoch": epoch, "at": time.monotonic()})
 
-    share = {"cpu": 1} if device == "cpu" else {"cpu": 1, "gpu": 1 / 8}
+    share = {"cpu": 1} if device == "cpu" else {"cpu": 1, "gpu": 1 / jobs}
     tuner = tune.Tuner(
         tune.with_resources(objective, share),
         param_space={"seed": tune.randint(first, first + 1000)},
@@ -166,12 +167,18 @@ def ray(folder: str, device: str, seconds: float, workers: int, turn: int) -> di
     )
     frames = [r.metrics_dataframe for r in tuner.fit() if r.metrics_dataframe is not None]
     rows = sorted((row.at, row.epoch, row.score) for f in frames for row in f.itertuples())
-    span = rows[-1][0] - rows[0][0]
+    # Processes take their time to start: what counts is from when all of them are training.
+    starts = sorted(at for at, epoch, _ in rows if epoch == 1)[:jobs]
+    counted = [at for at, _, _ in rows if at >= starts[-1]]
     scores = [score for _, epoch, score in rows if epoch == EPOCHS]
-    return {"epochs_per_s": (len(rows) - 1) / span, "scores": scores}
+    return {
+        "epochs_per_s": (len(counted) - 1) / (counted[-1] - counted[0]),
+        "scores": scores,
+        "trials_at_once": len(starts),
+    }
 
 
-def limit(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
+def limit(folder: str, device: str, seconds: float, bf16: int, turn: int) -> dict[str, Any]:
     """What the device reaches on large matrix products, and what an epoch needs at least."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -180,22 +187,27 @@ def limit(folder: str, device: str, seconds: float, workers: int, turn: int) -> 
     network = CNN((1, 28, 28), 10, width=recipe.width, layers=recipe.layers)
     with FlopCounterMode(display=False) as step:
         network(torch.zeros(recipe.batch_size, 1, 28, 28)).sum().backward()
-    a = torch.rand(2048, 2048, device=device)
+    side, dtype = 2048 if device == "cpu" else 8192, torch.bfloat16 if bf16 else torch.float32
+    a = torch.rand(side, side, device=device).to(dtype)
     rate, ends = 0.0, time.monotonic() + seconds
     while time.monotonic() < ends:
         began = time.perf_counter()
         product = a @ a
         product[0, 0].item()  # waits for the device
-        rate = max(rate, 2 * 2048**3 / (time.perf_counter() - began))
+        rate = max(rate, 2 * side**3 / (time.perf_counter() - began))
     flops = step.get_total_flops() * (n // recipe.batch_size)
-    return {"flops_per_epoch": flops, "matrix_flops_per_s": rate}
+    return {
+        "flops_per_epoch": flops,
+        "matrix_flops_per_s": rate,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
-def agreement(folder: str, device: str, seconds: float, workers: int, turn: int) -> dict[str, Any]:
-    """Final scores of the same trainings, each alone and all of them as one pack."""
+def agreement(folder: str, device: str, seconds: float, bf16: int, turn: int) -> dict[str, Any]:
+    """Final scores of the same trainings, each alone in float32 and all of them as one pack."""
     from models.data import load
     from models.packed import Pack, Shape
-    from models.train import DeviceData, Halt, Trainer
+    from models.train import DeviceData, Halt, Precision, Trainer
 
     torch.set_num_threads(1)
     data = DeviceData(load("sample", Path(folder)), torch.device(device))
@@ -206,17 +218,19 @@ def agreement(folder: str, device: str, seconds: float, workers: int, turn: int)
         while trainer.epoch < EPOCHS:
             trainer.run_epoch(lambda: Halt.NO)
         alone.append(trainer.accuracy(data.validation))
-    pack = Pack(data, Shape.of(recipe), len(seeds), epochs=EPOCHS)
+    precision = Precision(bf16=bool(bf16))
+    pack = Pack(data, Shape.of(recipe), len(seeds), epochs=EPOCHS, precision=precision)
     for seed in seeds:
         pack.enter(recipe, seed, None)
     while pack.progress(0)[0] < EPOCHS:
         pack.run(lambda: Halt.NO)
         pack.ended()
-    return {"alone": alone, "packed": pack.accuracy(seeds, data.validation)}
+    packed = pack.accuracy(seeds, data.validation)
+    return {"alone": alone, "packed": packed, "dtype": "bfloat16" if bf16 else "float32"}
 
 
 if __name__ == "__main__":
-    which, folder, device, seconds, workers, turn = sys.argv[1:]
+    which, folder, device, seconds, option, turn = sys.argv[1:]
     ways = {
         "plain": plain,
         "plain-1": plain_1,
@@ -225,4 +239,4 @@ if __name__ == "__main__":
         "limit": limit,
         "agreement": agreement,
     }
-    print(json.dumps(ways[which](folder, device, float(seconds), int(workers), int(turn))))
+    print(json.dumps(ways[which](folder, device, float(seconds), int(option), int(turn))))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from scripts.errors import plain_errors
 from scripts.figures import FOLDER, Table, ratio, save
 
 LOOPS = ("plain", "plain-1", "optuna", "ray")
-_WORKERS = (0, 1, 2, 4)  # of a DataLoader: the best of them is taken
+_WORKERS = "0,1,2,4"
 
 console = Console()
 
@@ -35,6 +36,9 @@ def training(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     seconds: Annotated[float, typer.Option(min=1.0, help="Of each turn, at least.")] = 15.0,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
+    loader_workers: Annotated[
+        str, typer.Option(help="Of a DataLoader, to be tried for each loop that may have any.")
+    ] = _WORKERS,
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = FOLDER,
 ) -> None:
     """Epochs a device minute: ours, a plain PyTorch loop, Optuna's n_jobs, Ray Tune."""
@@ -42,27 +46,33 @@ def training(
         (where, *_) = find_devices(device)
         lay_out_images(data, data_root, Path(folder))
         names = [name for name in LOOPS if name != "ray" or find_spec("ray")]
-        _ours(data, data_root, where, 5.0, 0)  # measures the layout, which is then remembered
-        workers = {name: _best_workers(name, folder, where, seconds / 3) for name in names}
+        if where != "cpu":
+            names.remove("plain-1")  # of a GPU there is no single core to compare with
+        first = _ours(data, data_root, where, 5.0, 0)  # the layout is measured, and remembered
+        bf16 = "bf16" in first["layout"]
+        limit = _loop("limit", folder, where, 3.0, int(bf16), 0)
+        agreement = _loop("agreement", folder, where, 0.0, int(bf16), 0)
+        tried = [int(n) for n in loader_workers.split(",")]
+        workers = {name: _best_workers(name, folder, where, seconds / 3, tried) for name in names}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *names)}
         for turn in range(repeats):
             found["ours"].append(_ours(data, data_root, where, seconds, turn))
             for name in names:
                 found[name].append(_loop(name, folder, where, seconds, workers[name], turn))
             _tell(turn, found)
-        limit = _loop("limit", folder, where, 3.0, 0, 0)
-        agreement = _loop("agreement", folder, where, 0.0, 0, 0)
-        tables = [*_tables(found, limit, workers), _agreement_table(agreement)]
-        content = {
-            "data": data,
-            "seconds": seconds,
-            "seeds": list(range(repeats)),
-            "loader_workers": workers,
-            "limit": limit,
-            "agreement": agreement,
-            "repeats": found,
-        }
-        save(out, "training", content, tables, [where])
+            content = {
+                "data": data,
+                "seconds": seconds,
+                "seeds": list(range(turn + 1)),
+                "loader_workers": workers,
+                "limit": limit,
+                "agreement": agreement,
+                "repeats": found,
+            }
+            tables = [*_tables(found, limit, workers), _agreement_table(agreement)]
+            name = "training" if where == "cpu" else "training-cuda"
+            last = turn == repeats - 1  # but what is stopped keeps its turns
+            save(out, name, content, tables, [where], show=last)
 
 
 def _tell(turn: int, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -107,7 +117,7 @@ def _tables(
     caption = (
         "Medians over turns, with seeds of their own; ratios turn by turn, median and extremes. "
         "The number of loader workers is the best of those tried for each. The matrix rate is what "
-        f"PyTorch reaches here on large products in float32, {rate:.0f} GFLOP/s."
+        f"PyTorch reaches here on large products in {limit['dtype']}, {rate:.0f} GFLOP/s."
     )
     return [Table(caption, columns, rows)]
 
@@ -119,8 +129,8 @@ def _agreement_table(agreement: dict[str, Any]) -> Table:
     shift = statistics.fmean(packed) - statistics.fmean(alone)
     spread = statistics.stdev(alone)
     caption = (
-        f"The same {len(alone)} trainings of {EPOCHS} epochs, seeds 0 to {len(alone) - 1}, alone "
-        "and as one pack, in float32: validation accuracy."
+        f"The same {len(alone)} trainings of {EPOCHS} epochs, seeds from 0 on, alone in "
+        f"float32 and as one pack in {agreement['dtype']}: validation accuracy."
     )
     columns = ["mean alone", "mean packed", "shift", "largest difference", "spread over seeds"]
     cells = (statistics.fmean(alone), statistics.fmean(packed), shift, max(apart), spread)
@@ -191,11 +201,11 @@ def lay_out_images(data: str, data_root: Path | None, folder: Path) -> None:
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(head + labels)
 
 
-def _best_workers(name: str, folder: str, device: str, seconds: float) -> int:
+def _best_workers(name: str, folder: str, device: str, seconds: float, tried: Sequence[int]) -> int:
     """With how many loader workers a loop is quickest; Ray's have a core each, and none."""
     if name == "ray":
         return 0
-    paces = {w: _loop(name, folder, device, seconds, w, 0)["epochs_per_s"] for w in _WORKERS}
+    paces = {w: _loop(name, folder, device, seconds, w, 0)["epochs_per_s"] for w in tried}
     return max(paces, key=paces.__getitem__)
 
 

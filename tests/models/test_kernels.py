@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import normalise, patches
+from models import noise, normalise, patches
 
 SHAPES = [
     *[(3, 1, 5, 28, 28, 2), (2, 4, 5, 14, 14, 2), (2, 3, 5, 7, 7, 2), (2, 4, 5, 4, 4, 1)],
@@ -66,8 +66,22 @@ def check_normalisation(device):
                 assert (mine - theirs).abs().max() <= error * scale_of
 
 
+def check_dropout(device):
+    """The same bits, so the same masks, to the last."""
+    keys = torch.tensor([5, -(2**31), 2**31 - 1, -7], dtype=torch.int32, device=device)
+    batches = torch.tensor([0, 3, 100_000, 2**20], device=device)
+    least = torch.tensor([-32768, -20_000, 0, 32767], dtype=torch.int32, device=device)
+    factor = torch.tensor([1.0, 1.25, 2.0, 65536.0], device=device)
+    for count in (1, 1024, 3001):
+        expected = noise.keep_separate(keys, batches, least, factor, count)
+        assert torch.equal(noise.keep_fused(keys, batches, least, factor, count), expected)
+    assert expected[0].all()
+    assert 0.4 < (expected[2] > 0).float().mean() < 0.6
+
+
 def check_kernels(device):
     check_patches(device)
+    check_dropout(device)
     check_normalisation(device)
 
 

@@ -50,7 +50,7 @@ def test_the_table_has_medians_ratios_by_turn_and_the_share_of_the_matrix_rate()
         return [{"epochs_per_s": p, "scores": [0.8], "layout": "2 processes"} for p in paces]
 
     found = {"ours": runs(3.0, 4.0, 2.0), "plain": runs(1.0, 2.0, 0.5)}
-    limit = {"flops_per_epoch": 2e9, "matrix_flops_per_s": 6e10}
+    limit = {"flops_per_epoch": 2e9, "matrix_flops_per_s": 6e10, "dtype": "float32"}
     (table,) = _tables(found, limit, {"plain": 2})
     assert table.rows[0] == ["this tuner (2 processes)", "180.0", "1", "10.0%", "0.8000 (3)"]
     assert table.rows[1][0].endswith("2 loader workers")
@@ -58,7 +58,9 @@ def test_the_table_has_medians_ratios_by_turn_and_the_share_of_the_matrix_rate()
 
 
 def test_agreement_is_shown_beside_the_spread_over_seeds():
-    table = _agreement_table({"alone": [0.8, 0.9, 0.7], "packed": [0.81, 0.9, 0.7]})
+    table = _agreement_table(
+        {"alone": [0.8, 0.9, 0.7], "packed": [0.81, 0.9, 0.7], "dtype": "bfloat16"}
+    )
     mean, packed, shift, largest, spread = map(float, table.rows[0])
     assert (mean, largest, spread) == (0.8, 0.01, 0.1)
     assert packed == pytest.approx(0.8033)
