@@ -53,12 +53,20 @@ def training(
         limit = _loop("limit", folder, where, 3.0, int(bf16), 0)
         agreement = _loop("agreement", folder, where, 0.0, int(bf16), 0)
         tried = [int(n) for n in loader_workers.split(",")]
-        workers = {name: _best_workers(name, folder, where, seconds / 3, tried) for name in names}
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *names)}
+        found: dict[str, list[dict[str, Any]]] = {"ours": []}
+        workers, failed = {}, {}
         for turn in range(repeats):
             found["ours"].append(_ours(data, data_root, where, seconds, turn))
-            for name in names:
-                found[name].append(_loop(name, folder, where, seconds, workers[name], turn))
+            for name in [name for name in names if name not in failed]:
+                try:
+                    if name not in workers:
+                        workers[name] = _best_workers(name, folder, where, seconds / 3, tried)
+                    run = _loop(name, folder, where, seconds, workers[name], turn)
+                    found.setdefault(name, []).append(run)
+                except ValueError as error:  # of a rival that fails the others are still worth it
+                    failed[name] = str(error)
+                    found.pop(name, None)
+                    console.print(f"left out: {error}", markup=False, soft_wrap=True)
             _tell(turn, found)
             content = {
                 "data": data,
@@ -67,6 +75,7 @@ def training(
                 "loader_workers": workers,
                 "limit": limit,
                 "agreement": agreement,
+                "failed": failed,
                 "repeats": found,
             }
             tables = [*_tables(found, limit, workers), _agreement_table(agreement)]

@@ -93,6 +93,30 @@ def test_the_kernels_do_what_pytorchs_operations_do():
     subprocess.run([sys.executable, "-c", command], env=environment, check=True, timeout=300)
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch came without Triton here")
+def test_the_kernels_compile_for_a_gpu_without_one():
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    def build(kernel, constants, **types):
+        names = [p.name for p in kernel.params]
+        kinds = {n: types.get(n, "constexpr" if n in constants else "i32") for n in names}
+        values = {(names.index(name),): value for name, value in constants.items()}
+        source = ASTSource(fn=kernel, signature=kinds, constexprs=values)
+        assert compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+    block = {"BLOCK": 1024}
+    for dtype in ("*fp32", "*bf16"):
+        for stride in (1, 2):
+            build(patches._gather, {"STRIDE": stride, **block}, x=dtype, out=dtype)
+            build(patches._scatter, {"STRIDE": stride, **block}, slope=dtype, out=dtype)
+        each = dict.fromkeys(("scale", "shift", "mean", "inverse", "by_scale", "by_shift"), "*fp32")
+        build(normalise._forward, block, x=dtype, out=dtype, eps="fp32", **each)
+        build(normalise._backward, block, x=dtype, slope=dtype, out=dtype, **each)
+    pointers = {"keys": "*i32", "batches": "*i32", "least": "*i32", "factor": "*fp32"}
+    build(noise._keep, block, out="*fp32", **pointers)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 def test_the_kernels_do_it_on_a_gpu():
     check_kernels("cuda:0")

@@ -10,6 +10,7 @@ import pytest
 import torchvision
 
 from models.data import load
+from scripts import training_benchmark
 from scripts.figures import Table, ratio, save
 from scripts.plain_loops import EPOCHS, Counter
 from scripts.training_benchmark import _agreement_table, _tables, lay_out_images
@@ -55,6 +56,32 @@ def test_the_table_has_medians_ratios_by_turn_and_the_share_of_the_matrix_rate()
     assert table.rows[0] == ["this tuner (2 processes)", "180.0", "1", "10.0%", "0.8000 (3)"]
     assert table.rows[1][0].endswith("2 loader workers")
     assert table.rows[1][1:3] == ["60.0", "3.00 (2.00 to 4.00)"]
+
+
+def test_a_rival_that_fails_costs_the_others_nothing(tmp_path, monkeypatch, capsys):
+    def loop(name, folder, device, seconds, option, turn):
+        if name == "ray" or (name == "optuna" and turn == 1):
+            raise ValueError(f"{name} failed: no room")
+        if name == "limit":
+            return {"flops_per_epoch": 2e9, "matrix_flops_per_s": 6e10, "dtype": "float32"}
+        if name == "agreement":
+            return {"alone": [0.8, 0.7], "packed": [0.8, 0.7], "dtype": "float32"}
+        return {"epochs_per_s": 1.0 + option, "scores": []}
+
+    def ours(*_):
+        return {"epochs_per_s": 6.0, "scores": [0.8], "layout": "2 processes"}
+
+    monkeypatch.setattr(training_benchmark, "_loop", loop)
+    monkeypatch.setattr(training_benchmark, "_ours", ours)
+    monkeypatch.setattr(training_benchmark, "find_spec", lambda _: True)
+    training_benchmark.training("sample", None, "cpu", 1.0, 2, "0,2", tmp_path)
+    content = json.loads((tmp_path / "training.json").read_text())
+    assert content["failed"] == {"ray": "ray failed: no room", "optuna": "optuna failed: no room"}
+    assert {name: len(runs) for name, runs in content["repeats"].items()} == {
+        **{"ours": 2, "plain": 2, "plain-1": 2}
+    }
+    assert content["loader_workers"]["plain"] == 2
+    assert capsys.readouterr().out.count("left out: ") == 2
 
 
 def test_agreement_is_shown_beside_the_spread_over_seeds():
