@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -284,6 +285,21 @@ app.command()(confirm)
 app.command()(loop)
 app.command()(suggest)
 app.command()(startup)
+
+
+@app.command(name="all")
+def everything(out: Out = FOLDER) -> None:
+    """What a device minute buys: training, suggest, loop and startup, one after the other."""
+    failed = []
+    for name in ("training", "suggest", "loop", "startup"):
+        # Each in a process of its own, so that none finds anything loaded or warm.
+        command = [sys.executable, __file__, name, "--out", str(out)]
+        if subprocess.run(command).returncode:
+            failed.append(name)
+    if failed:
+        console.print(f"not measured: {', '.join(failed)}", markup=False)
+        raise typer.Exit(1)
+
 
 if __name__ == "__main__":
     app()

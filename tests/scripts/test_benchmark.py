@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
+from scripts import benchmark
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,3 +102,18 @@ def test_how_well_early_scores_foretell_the_last_ones(monkeypatch, capsys):
     ranks = curves.argsort(0).argsort(0)
     by_hand = [np.corrcoef(ranks[:, e - 1], ranks[:, -1])[0, 1] for e in (1, 2, 3, 4, 6, 9)]
     np.testing.assert_allclose([float(value) for value in shown], by_hand, atol=0.006)
+
+
+def test_all_goes_on_when_one_benchmark_fails_and_says_which(monkeypatch, tmp_path):
+    asked = []
+
+    def run(command):
+        asked.append(command[2:])
+        return subprocess.CompletedProcess(command, int(command[2] == "suggest"))
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    found = CliRunner().invoke(benchmark.app, ["all", "--out", str(tmp_path)])
+    names = ("training", "suggest", "loop", "startup")
+    assert asked == [[name, "--out", str(tmp_path)] for name in names]
+    assert found.exit_code == 1
+    assert "not measured: suggest\n" in found.output
