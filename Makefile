@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.built
 
-.PHONY: setup race demo test lint check clean
+.PHONY: setup race demo test torture lint check clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## the page, with races on landscapes
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+torture: $(STAMP)  ## the promises, put to the test for hours; writes benchmarks/torture.json
+	$(BIN)/python scripts/torture.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

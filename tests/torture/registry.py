@@ -1,0 +1,7 @@
+"""All campaigns, by promise."""
+
+from __future__ import annotations
+
+from tests.torture.campaign import Campaign
+
+CAMPAIGNS: tuple[Campaign, ...] = ()
