@@ -8,12 +8,16 @@ import tempfile
 
 DEADLINE = 0  # reading of the monotonic clock, in ns, after which no batch may begin
 INTERRUPT = 1  # not 0 where the worker is to save its trials after the batch in flight, and stop
-YIELD = 2  # from here on, one for each place of a worker: the job that is to end with its epoch
+END = 2  # not 0 where a SIGTERM is the driver's, and the worker is to end
+# Written by the worker:
+PROGRESS = 3  # reading of the monotonic clock, in ns, when it last looked around between batches
+STRETCH = 4  # how long it usually works in between, in ns; 0 where that is not known yet
+YIELD = 5  # from here on, one for each place of a worker: the job that is to end with its epoch
 MOST_PLACES = mmap.PAGESIZE // 8 - YIELD
 
 
 class ControlBlock:
-    """Shared 64-bit `words`, written by the driver and read by one worker before every batch."""
+    """Shared 64-bit `words`, looked at by one worker before every batch."""
 
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:

@@ -16,8 +16,9 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from models import warden
 from models.checkpoint import SUFFIX
-from models.control import DEADLINE, ControlBlock
+from models.control import DEADLINE, END, PROGRESS, STRETCH, ControlBlock
 from models.devices import count_cores
 from models.layout import (
     Layout,
@@ -29,10 +30,14 @@ from models.layout import (
     read_cache,
     write_cache,
 )
-from models.messages import receive, send
+from models.messages import check, receive, send
 from tuner.trial import Trial
 
 _PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
+_HUNG_AFTER_S = 60.0  # without a finished batch; or twenty times the usual, where longer
+_START_AFTER_S = 600.0  # for a start, a measurement or a test, which compile and load
+_USUAL_STRETCHES = 20
+_DYING_S = 5.0  # from SIGTERM to SIGKILL
 _MAX_STARTS = 3  # in a row, without the worker becoming ready
 _FOREVER = (1 << 63) - 1
 
@@ -48,6 +53,8 @@ class Setup:
     Attributes:
         slots: trials at once on each device; None for as many as measure best.
         directory: where checkpoints lie, and the workers' logs.
+        program: the module that a worker runs.
+        hung_after_s: how long a worker with trials may finish no batch, at least.
     """
 
     devices: tuple[str, ...]
@@ -57,6 +64,8 @@ class Setup:
     epochs: int
     augment: bool
     directory: Path
+    program: str = "models.worker"
+    hung_after_s: float = _HUNG_AFTER_S
 
     @property
     def unit(self) -> str:
@@ -87,6 +96,12 @@ class PooledWorker:
     jobs: dict[int, Job] = field(default_factory=dict)
     last_words: str = ""
     ready: dict[str, Any] = field(default_factory=dict)
+    busy_since: int | None = None
+    """Since when something has been asked of it, by the monotonic clock; None while nothing is."""
+    is_hung: bool = False
+    ends_at: int = (
+        0  # when a worker that hangs gets its SIGKILL; 0 while it has not been told to end
+    )
 
     @property
     def start_key(self) -> int:
@@ -118,6 +133,7 @@ class WorkerPool:
         self._step_ns, self._batches = 1, 1
         self._mishap = ""  # how a worker died of being measured
         self._jobs = 0
+        self._warden: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -192,12 +208,14 @@ class WorkerPool:
         asked = [w for w in self.workers if w.device in devices and self._rank(w) < layout.workers]
         order = {"do": "measure", "layout": asdict(layout)}
         for worker in asked:
+            worker.busy_since = time.monotonic_ns()
             with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
                 send(worker.connection, order)
         found: dict[int, int | None] = {}
         while len(found) < len(asked):
             for worker, message in self.messages():
                 if message is not None and message["is"] == "measured":
+                    worker.busy_since = None
                     found[worker.index] = message["step_ns"]
                     self._batches = int(message["batches"])
                 else:
@@ -242,11 +260,46 @@ class WorkerPool:
             try:
                 while worker.connection.poll():
                     message = receive(worker.connection)
+                    check(message)
                     heard.append((int(message["at"]), worker, message))
-            except (EOFError, OSError, ValueError):
+            except (EOFError, OSError, ValueError, RecursionError) as error:
+                if not isinstance(error, EOFError | OSError):
+                    worker.last_words = worker.last_words or f"the worker sent garbage: {error}"
                 heard.append((time.monotonic_ns(), worker, None))
+        for worker in self.workers:
+            self._look_after(worker)
         heard.sort(key=lambda item: item[0])
         return ((worker, message) for _, worker, message in heard)
+
+    def _look_after(self, worker: PooledWorker) -> None:
+        """End a worker that finishes nothing: its stacks, SIGTERM, and five seconds later SIGKILL.
+
+        Its death is then noticed like any other.
+        """
+        now = time.monotonic_ns()
+        if worker.ends_at:
+            if now > worker.ends_at:
+                _signal(worker, signal.SIGKILL)
+        elif (limit_s := self._silence_s(worker, now)) is not None:
+            worker.is_hung, worker.ends_at = True, now + int(_DYING_S * 1e9)
+            worker.last_words = (
+                f"no batch was finished for {limit_s:.0f} s, so the worker was ended; where it "
+                f"stood is in {self._log_path(worker.index).name}"
+            )
+            worker.block.words[END] = 1
+            _signal(worker, signal.SIGUSR1)
+            _signal(worker, signal.SIGTERM)
+
+    def _silence_s(self, worker: PooledWorker, now: int) -> float | None:
+        """For how long a worker has got on with nothing, where that is too long."""
+        if worker.busy_since is None:
+            return None
+        usual_s = worker.block.words[STRETCH] / 1e9
+        patience_s = max(self.setup.hung_after_s, _USUAL_STRETCHES * usual_s)
+        if not (worker.is_ready and worker.jobs):
+            patience_s = max(patience_s, _START_AFTER_S)
+        silence_s = (now - max(worker.busy_since, worker.block.words[PROGRESS])) / 1e9
+        return silence_s if silence_s > patience_s else None
 
     def take_note(self, worker: PooledWorker, message: dict[str, Any] | None) -> None:
         """Book-keeping for a message that concerns no trial; restarts a worker that died."""
@@ -254,6 +307,7 @@ class WorkerPool:
             self.restart(worker)
         elif message["is"] == "ready":
             worker.is_ready, worker.starts, worker.ready = True, 0, message
+            worker.busy_since = None
         elif message["is"] == "crash":
             worker.last_words = str(message["reason"])
 
@@ -273,13 +327,14 @@ class WorkerPool:
         fresh.block.words[DEADLINE] = worker.block.words[DEADLINE]
         worker.block = fresh.block
         worker.is_ready, worker.jobs, worker.last_words = False, {}, ""
+        worker.busy_since, worker.is_hung, worker.ends_at = fresh.busy_since, False, 0
         worker.starts += 1
 
     def cause_of_death(self, worker: PooledWorker) -> str:
         """Why a worker that closed its connection did so, in words."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(timeout=5)
-        worker.process.kill()
+        if not worker.last_words or worker.is_hung:  # what says why it ends is about to
+            _wait(worker.process, _DYING_S)
+        self._end_group(worker)
         code = worker.process.wait()
         if worker.last_words:
             return worker.last_words
@@ -293,10 +348,13 @@ class WorkerPool:
             raise ValueError(f"trial {trial.number} has no checkpoint to test")
         self.wait_until_ready()
         worker = self.workers[0]
+        worker.busy_since = time.monotonic_ns()
         with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
             send(worker.connection, self._order("test", replace(trial, midway=None), ""))
         while True:
             for who, message in self.messages():
+                if message is not None and message["is"] in ("tested", "untestable"):
+                    worker.busy_since = None
                 if message is not None and message["is"] == "tested":
                     return float(message["score"])
                 if message is not None and message["is"] == "untestable":
@@ -316,23 +374,53 @@ class WorkerPool:
         taken = {job.place for job in worker.jobs.values()}
         place = min(p for p in range(self.layout.width) if p not in taken)
         worker.jobs[self._jobs] = Job(self._jobs, trial, place)
+        worker.busy_since = worker.busy_since or time.monotonic_ns()
         order = {**self._order("train", trial, key), "id": self._jobs, "place": place}
         with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
             send(worker.connection, {**order, "until": until_epoch})
         return self._jobs
 
+    def take(self, worker: PooledWorker, job: int) -> None:
+        """A job is done: its place is free."""
+        del worker.jobs[job]
+        if not worker.jobs:
+            worker.busy_since = None
+
     def close(self) -> None:
-        """End every worker at once."""
-        for worker in self.workers:
-            worker.process.kill()
+        """End every worker at once, and all that trainings have started."""
         for worker in self.workers:
             self._end(worker)
         self.workers.clear()
+        if self._warden is not None:
+            self._warden.communicate()
+            self._warden = None
 
     def _end(self, worker: PooledWorker) -> None:
-        worker.process.kill()
+        self._end_group(worker)
         worker.process.wait()
         worker.connection.close()
+
+    def _end_group(self, worker: PooledWorker) -> None:
+        """Kill a worker and what its trainings started, before its number can be another's."""
+        group = worker.process.pid
+        if worker.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        self._tell_warden(f"-{group}")
+
+    def _tell_warden(self, line: str) -> None:
+        if self._warden is None:
+            self._warden = subprocess.Popen(
+                [sys.executable, "-IS", warden.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        if self._warden.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it was killed: workers die all the same
+                self._warden.stdin.write(f"{line}\n".encode())
+                self._warden.stdin.flush()
 
     def _order(self, what: str, trial: Trial, key: str) -> dict[str, Any]:
         mark = trial.midway or trial.checkpoint
@@ -363,7 +451,7 @@ class WorkerPool:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with open(self._log_path(index), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "models.worker", str(theirs.fileno()), str(block.fd)],
+                [sys.executable, "-m", setup.program, str(theirs.fileno()), str(block.fd)],
                 pass_fds=(theirs.fileno(), block.fd),
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -371,6 +459,7 @@ class WorkerPool:
                 stderr=log,
                 start_new_session=True,
             )
+        self._tell_warden(f"+{process.pid}")
         theirs.close()
         connection = Connection(ours.detach())
         with contextlib.suppress(OSError):
@@ -386,4 +475,22 @@ class WorkerPool:
                     "layout": asdict(layout),
                 },
             )
-        return PooledWorker(index, device, process, connection, block)
+        since = time.monotonic_ns()
+        return PooledWorker(index, device, process, connection, block, busy_since=since)
+
+
+def _signal(worker: PooledWorker, number: signal.Signals) -> None:
+    """Unlike Popen's own way this never reaps: the group's number stays the worker's."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker.process.pid, number)
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a process to end, and leave its number taken."""
+    until = time.monotonic() + seconds
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while time.monotonic() < until:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_PID, process.pid, flags) is not None:
+                return
+        time.sleep(0.01)

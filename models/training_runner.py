@@ -36,6 +36,8 @@ class TrainingRunner:
         self._pool, self._key = pool, key
         self._meters: list[DeviceMeter] = []
         self._is_interrupted = False
+        # Trials that went down with a worker together: one of them may be at fault.
+        self._suspects: set[int] = set()
 
     @property
     def slots(self) -> int:
@@ -45,7 +47,14 @@ class TrainingRunner:
     @property
     def free_slots(self) -> int:
         """Free places of workers that are ready."""
-        return sum(self._pool.room(worker) for worker in self._pool.workers)
+        return sum(self._room(worker) for worker in self._pool.workers)
+
+    def _room(self, worker: PooledWorker) -> int:
+        """Free places; while there are suspects one, on a worker that has nothing else to do."""
+        room = self._pool.room(worker)
+        if self._suspects:
+            return 0 if worker.jobs else min(room, 1)
+        return room
 
     @property
     def held_ns(self) -> int:
@@ -84,11 +93,20 @@ class TrainingRunner:
         return events
 
     def launch(self, trial: Trial, until_epoch: int) -> None:
-        """Give the trial to a worker with room, on the least busy device."""
+        """Give the trial to a worker with room, on the least busy device.
+
+        While there are suspects each trial is alone, for an epoch: who finishes one is cleared, and
+        who brings the worker down again is found. The scheduler launches those who were
+        interrupted first, so that once it launches another none of them is coming back.
+        """
+        if trial.number not in self._suspects:
+            self._suspects &= {j.trial.number for w in self._pool.workers for j in w.jobs.values()}
+        if self._suspects:
+            until_epoch = min(until_epoch, trial.epoch + 1)
         workers = self._pool.workers
         busy = [w.device for w in workers for _ in w.jobs]
         worker = min(
-            (w for w in workers if self._pool.room(w)),
+            (w for w in workers if self._room(w)),
             key=lambda w: (busy.count(w.device), len(w.jobs), w.index),
         )
         now = time.monotonic_ns()
@@ -151,9 +169,14 @@ class TrainingRunner:
         events = []
         if meter.has(worker.start_key):  # it was not even ready
             events.append(self._paid(None, Kind.LOST, meter.drop(worker.start_key, at)))
+        in_company = len(jobs) > 1
+        kind = EventKind.HUNG if worker.is_hung and not in_company else EventKind.INTERRUPTED
         for job in jobs:
             lost = self._paid(job.trial.number, Kind.LOST, meter.drop(job.id, at))
-            events.append(lost._replace(kind=EventKind.INTERRUPTED, ends=True, reason=reason))
+            event = lost._replace(kind=kind, ends=True, reason=reason, is_suspect=in_company)
+            events.append(event)
+        if in_company:
+            self._suspects |= {job.trial.number for job in jobs}
         self._pool.restart(worker)
         meter.claim(worker.start_key, at)  # until it is ready: WARM_UP
         return events
@@ -165,7 +188,8 @@ class TrainingRunner:
         ends = kind is not EventKind.EPOCH or bool(message["ends"])
         used = meter.drop(job.id, at) if ends else meter.settle(job.id, at)
         if ends:
-            del worker.jobs[job.id]
+            self._pool.take(worker, job.id)
+        self._suspects.discard(job.trial.number)
         lost = kind in (EventKind.CUT, EventKind.INTERRUPTED)
         mark = message.get("checkpoint")
         return Event(

@@ -9,13 +9,16 @@ its driver.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import queue
 import signal
+import statistics
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -26,7 +29,15 @@ import torch
 from numpy.typing import NDArray
 
 from models import checkpoint, data
-from models.control import DEADLINE, INTERRUPT, YIELD, ControlBlock
+from models.control import (
+    DEADLINE,
+    END,
+    INTERRUPT,
+    PROGRESS,
+    STRETCH,
+    YIELD,
+    ControlBlock,
+)
 from models.crew import Crew, make_crew
 from models.knobs import Recipe
 from models.layout import Layout
@@ -35,6 +46,7 @@ from models.packed import Shape
 from models.train import DeviceData, Halt, Precision
 
 _WARM_UP_STEPS, _TIMED_STEPS = 3, 20
+_BEATS = 101
 _TIMED_NS = 500_000_000  # however slow a step is
 _MEMORY_SHARE = 0.85  # of a GPU's memory, which the next wider pack may be expected to take
 
@@ -95,6 +107,38 @@ class _Writer:
         message["at"] = at
 
 
+class _Pulse:
+    """Tells the driver that the worker gets on, and how long it usually takes between two beats.
+
+    On a CPU that is a batch. On a GPU, ahead of which the host runs, it is a chunk.
+    """
+
+    def __init__(self, block: ControlBlock, beats_are_batches: bool) -> None:
+        self._block, self._beats_are_batches = block, beats_are_batches
+        self._latest: deque[int] = deque(maxlen=_BEATS)
+        self._beaten = 0
+
+    def beat(self) -> None:
+        """The worker is about to begin a batch."""
+        now = time.monotonic_ns()
+        if self._beats_are_batches and self._block.words[PROGRESS]:
+            self._latest.append(now - self._block.words[PROGRESS])
+            self._beaten += 1
+            if self._beaten % _BEATS == 1:
+                self._publish()
+        self._block.words[PROGRESS] = now
+
+    def note(self, chunk_ns: int) -> None:
+        """A chunk was trained and scored, on a GPU to its end."""
+        self._block.words[PROGRESS] = time.monotonic_ns()
+        if not self._beats_are_batches:
+            self._latest.append(chunk_ns)
+            self._publish()
+
+    def _publish(self) -> None:
+        self._block.words[STRETCH] = int(statistics.median(self._latest))
+
+
 class Worker:
     """Trains and tests what it is told, on one device, until its driver is gone."""
 
@@ -117,6 +161,7 @@ class Worker:
         self._bytes_per_lane = 0
         # Of training and scoring without a look around, so far the longest; None before the first.
         self._stretch_ns: int | None = None
+        self._pulse = _Pulse(block, self._device.type == "cpu")
         self._take_layout(Layout(**setup["layout"]))
 
     def run(self) -> None:
@@ -308,7 +353,9 @@ class Worker:
             del ended[lane]
         if ended and not self._score(crew, {i: jobs[i] for i in ended}, ended):
             asked = Halt.DEADLINE
-        self._stretch_ns = max(self._stretch_ns or 0, self._now() - began)
+        now = self._now()
+        self._stretch_ns = max(self._stretch_ns or 0, now - began)
+        self._pulse.note(now - began)
         if asked is Halt.DEADLINE:
             now = self._now()
             for job in list(self._jobs.values()):
@@ -432,6 +479,7 @@ class Worker:
     # -- the device --------------------------------------------------------------------------------
 
     def _halt(self) -> Halt:
+        self._pulse.beat()
         if self._block.words[INTERRUPT]:
             return Halt.INTERRUPT
         left = self._block.words[DEADLINE] - time.monotonic_ns()
@@ -486,10 +534,17 @@ def _die_with_parent() -> None:
 def main() -> None:
     """Serve the driver at the other end of the inherited socket."""
     _die_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the driver decides, whoever else is signalled
-        signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     block = ControlBlock(int(sys.argv[2]))
+
+    def end(*_: object) -> None:
+        if block.words[END]:
+            os._exit(1)
+
+    # The driver decides, whoever else is signalled.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+    faulthandler.register(signal.SIGUSR1)  # the stacks of all threads, into the worker's log
     try:
         Worker(connection, block).run()
     except Exception as error:

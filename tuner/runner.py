@@ -28,6 +28,7 @@ class EventKind(enum.Enum):
     CUT = "cut"  # stopped at the deadline; the epoch in flight is lost
     INFEASIBLE = "infeasible"  # the configuration's own fault
     INTERRUPTED = "interrupted"  # the machine's fault
+    HUNG = "hung"  # it made no progress, and its worker was ended
     FAILED = "failed"  # the training function raised
     IDLE = "idle"  # device time that no trial used
 
@@ -48,6 +49,8 @@ class Event(NamedTuple):
         metrics: of an EPOCH, whatever else was measured.
         checkpoint: what the trial can go on from, where that changed.
         reason: why, for all but an EPOCH.
+        is_suspect: of an INTERRUPTED one, whether others were interrupted with it, so that it need
+            not be at fault.
     """
 
     number: int | None
@@ -60,6 +63,7 @@ class Event(NamedTuple):
     metrics: Mapping[str, float] = _NO_METRICS
     checkpoint: Checkpoint | None = None
     reason: str = ""
+    is_suspect: bool = False
 
 
 class Runner(Protocol):

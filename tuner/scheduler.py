@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from tuner.breaker import Breaker
 from tuner.budget import Budget, Costs, Kind
 from tuner.confirm import worth_keeping
 from tuner.fidelity import Done, FidelityPolicy, Repeat, Resume, Sample, Stop
@@ -19,8 +20,6 @@ from tuner.trial import Observation, Trial, TrialState
 
 MAX_FAULTS = 3
 """How often a trial goes on in a new worker after its old one died."""
-
-MAX_FAILURES_IN_A_ROW = 5
 
 LOOK_AHEAD_SLOTS = 4
 """From so many slots on proposals are made ahead.
@@ -109,6 +108,20 @@ class Recorder:
     def _proposals_key(self) -> str:
         return f"proposals-{self.run}"
 
+    def tripped(self, reason: str) -> None:
+        """Note why failures stopped the search; an empty reason once a trial has passed since."""
+        if self.store is not None:
+            self.store.set_meta(self._tripped_key, reason)
+
+    @property
+    def was_tripped(self) -> bool:
+        """Whether failures stopped the search, and no trial has passed since."""
+        return bool(self.store is not None and self.store.meta(self._tripped_key))
+
+    @property
+    def _tripped_key(self) -> str:
+        return f"tripped-{self.run}"
+
     def held(self, ns: int) -> None:
         """Note the device time held so far, in case the driver is killed before it charges it."""
         if self.store is not None:
@@ -147,7 +160,7 @@ class Scheduler:
         self._recorder, self._seed, self._on_change = recorder, seed, on_change
         self._view = history.view()
         self._in_flight: set[int] = set()
-        self._failures = 0
+        self._breaker = Breaker(recorder.was_tripped)
         ended = [t for t in history.trained if t.state.is_final and t.score is not None]
         self._keep = keep
         self._kept = worth_keeping(history, ended, keep)
@@ -158,6 +171,7 @@ class Scheduler:
         )
         self._proposals = recorder.were_proposed  # with which no trial has begun yet
         self._interrupted = False
+        self._trip = ""  # why nothing more may be spent
         self.finished = False  # nothing that the budget could buy is left to do
 
     @property
@@ -207,7 +221,8 @@ class Scheduler:
             while True:
                 over = turn_ns is not None and self.held_ns - self._base_ns >= turn_ns
                 if not over and not self._interrupted:
-                    self._fill_slots()
+                    if not (self._breaker.is_probing and self._in_flight):
+                        self._fill_slots()
                     self._look_ahead()
                 if not self._in_flight and (over or self._interrupted or not self._is_starting):
                     break
@@ -240,6 +255,8 @@ class Scheduler:
     def _fill_slots(self) -> None:
         while self._runner.free_slots and self._launch_one():
             self._on_change()
+            if self._breaker.is_probing:
+                break
 
     def _launch_one(self) -> bool:
         """Put one trial into a free slot; False where there is nothing to do or to pay it with."""
@@ -266,7 +283,13 @@ class Scheduler:
         Before all else what a replay had in flight, which holds reservations already.
         """
         waiting = (t for t in self.history.under_way if t.number not in self._in_flight)
-        return min(waiting, key=lambda t: t.clock is None, default=None)
+
+        def turn(trial: Trial) -> tuple[bool, bool]:
+            # A runner that looks for whoever brought a worker down waits for those in question.
+            is_new = trial.clock is None
+            return is_new, is_new and trial.state is not TrialState.INTERRUPTED
+
+        return min(waiting, key=turn, default=None)
 
     def _start(self, until_epoch: int) -> bool:
         if self.history.is_exhausted or not self._affordable_epochs(None):
@@ -390,10 +413,10 @@ class Scheduler:
                 self._sweep(old, new)
             self._on_change()
         self._recorder.held(self.held_ns)
-        if self._failures >= MAX_FAILURES_IN_A_ROW:
-            last = next(t for t in reversed(self.history.trials) if t.state is TrialState.FAILED)
+        if self._trip:
             raise TrainingBrokenError(
-                f"{self._failures} trials in a row failed, the last with: {last.reason}"
+                f"{self._trip}; nothing more is spent, and nothing that was finished is lost: once "
+                "the cause is mended the search goes on, with one trial until that passes"
             )
 
     def _record(self, trial: Trial, event: Event) -> Trial:
@@ -420,10 +443,15 @@ class Scheduler:
             self._in_flight.discard(number)
             self.budget.release(number)
             trial = self._end(trial, event)
-        if trial.state is TrialState.FAILED:
-            self._failures += 1
-        elif event.kind is EventKind.EPOCH:
-            self._failures = 0
+        if event.kind is EventKind.EPOCH:
+            if self._breaker.is_probing:
+                self._recorder.tripped("")
+            self._breaker.passed()
+        if trial.state.is_final:
+            failure = trial.reason if trial.state is TrialState.FAILED else None
+            if trip := self._breaker.ended(failure):
+                self._trip = trip
+                self._recorder.tripped(trip)
         return trial
 
     def _end(self, trial: Trial, event: Event) -> Trial:
@@ -437,7 +465,12 @@ class Scheduler:
             paid_ns = trial.partial_ns + sum(event.costs.values())
             self.history.update(number, partial_ns=paid_ns)
             return self.history.close(number, FINAL_STATE[kind], event.reason)
-        if kind is EventKind.INTERRUPTED:
+        if kind is EventKind.INTERRUPTED and event.is_suspect:  # it may be another's fault
+            state = TrialState.INTERRUPTED
+            return self.history.update(number, state=state, reason=event.reason, clock=None)
+        if kind is EventKind.HUNG and trial.faults:
+            return self.history.close(number, TrialState.INFEASIBLE, event.reason)
+        if kind in (EventKind.INTERRUPTED, EventKind.HUNG):
             faults = trial.faults + 1
             gone = faults > MAX_FAULTS
             return self.history.update(
