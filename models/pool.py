@@ -489,8 +489,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait for a process to end, and leave its number taken."""
     until = time.monotonic() + seconds
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while time.monotonic() < until:
-        with contextlib.suppress(ChildProcessError):
-            if os.waitid(os.P_PID, process.pid, flags) is not None:
-                return
+    while process.returncode is None and time.monotonic() < until:
+        if os.waitid(os.P_PID, process.pid, flags) is not None:
+            return
         time.sleep(0.01)

@@ -124,7 +124,7 @@ class _Pulse:
         if self._beats_are_batches and self._block.words[PROGRESS]:
             self._latest.append(now - self._block.words[PROGRESS])
             self._beaten += 1
-            if self._beaten % _BEATS == 1:
+            if self._beaten.bit_count() == 1 or self._beaten % _BEATS == 0:  # soon, then seldom
                 self._publish()
         self._block.words[PROGRESS] = now
 

@@ -123,7 +123,7 @@ def test_a_killed_worker_costs_its_trials_their_epochs_in_flight(pools, twin):
     assert killed
     assert_same(scheduler, twin)
     assert_exact(scheduler)
-    # One of three may be at fault, so none is blamed: each was alone for an epoch, and nothing died.
+    # One of three may be at fault, so none is blamed: each was alone for an epoch without harm.
     assert sum(t.faults for t in scheduler.history) == 0
     assert scheduler.budget.ledger[Kind.WARM_UP] > 0
 
