@@ -37,6 +37,7 @@ _PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look a
 _HUNG_AFTER_S = 60.0  # without a finished batch; or twenty times the usual, where longer
 _START_AFTER_S = 600.0  # for a start, a measurement or a test, which compile and load
 _USUAL_STRETCHES = 20
+_AWAY_S = 5.0
 _DYING_S = 5.0  # from SIGTERM to SIGKILL
 _MAX_STARTS = 3  # in a row, without the worker becoming ready
 _FOREVER = (1 << 63) - 1
@@ -134,6 +135,7 @@ class WorkerPool:
         self._mishap = ""  # how a worker died of being measured
         self._jobs = 0
         self._warden: subprocess.Popen[bytes] | None = None
+        self._looked_at = time.monotonic_ns()
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -266,10 +268,19 @@ class WorkerPool:
                 if not isinstance(error, EOFError | OSError):
                     worker.last_words = worker.last_words or f"the worker sent garbage: {error}"
                 heard.append((time.monotonic_ns(), worker, None))
-        for worker in self.workers:
-            self._look_after(worker)
+        self._look_after_all()
         heard.sort(key=lambda item: item[0])
         return ((worker, message) for _, worker, message in heard)
+
+    def _look_after_all(self) -> None:
+        now = time.monotonic_ns()
+        if now - self._looked_at > _AWAY_S * 1e9:
+            # This process was away itself, or the whole machine stood still: nobody is to blame.
+            for worker in self.workers:
+                worker.busy_since = None if worker.busy_since is None else now
+        self._looked_at = now
+        for worker in self.workers:
+            self._look_after(worker)
 
     def _look_after(self, worker: PooledWorker) -> None:
         """End a worker that finishes nothing: its stacks, SIGTERM, and five seconds later SIGKILL.

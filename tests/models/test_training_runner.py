@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from models.control import PROGRESS, ControlBlock
 from models.data import prepare
 from models.devices import find_devices
 from models.knobs import make_space
-from models.pool import Setup, WorkerPool
+from models.layout import Layout
+from models.pool import PooledWorker, Setup, WorkerPool
 from models.training_runner import TrainingRunner
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Halving, Sample
@@ -337,6 +339,33 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_worker_is_given_the_time_for_which_the_driver_itself_stood_still(tmp_path, monkeypatch):
+    clock = [10**12]
+    monkeypatch.setattr("models.pool.time.monotonic_ns", lambda: clock[0])
+    pool = WorkerPool(Setup(("cpu",), 1, "sample", tmp_path, 1, False, tmp_path), Layout(1))
+    process = subprocess.Popen(["sleep", "100"], start_new_session=True)
+    worker = PooledWorker(0, 0, process, None, ControlBlock(), is_ready=True, jobs={1: None})
+    worker.busy_since = worker.block.words[PROGRESS] = clock[0]
+    pool.workers.append(worker)
+
+    def pass_and_look(*seconds):
+        for passed in seconds:
+            clock[0] += int(passed * 1e9)
+            pool._look_after_all()
+        return worker.is_hung
+
+    try:
+        assert not pass_and_look(3600)  # suspended, or stopped, with all its workers
+        assert not pass_and_look(*[4.0] * 15)
+        worker.block.words[PROGRESS] = clock[0]
+        assert not pass_and_look(*[4.0] * 15)
+        assert pass_and_look(4.0)  # a minute is over, and it was watched all the time
+        assert process.wait(10) == -signal.SIGUSR1  # which a worker would dump its stacks for
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("wanted", ["gpu", "cpu:0", "cuda:x", "", "cuda:-1"])
