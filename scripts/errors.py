@@ -34,14 +34,16 @@ def plain_errors(program: str) -> Iterator[None]:
 
 @contextmanager
 def resumable(folder: Path, console: Console) -> Iterator[None]:
-    """Where a signal stopped it, say how to go on."""
+    """Where a signal or failures stopped it, say how to go on."""
     try:
         yield
-    except Stopped as stopped:
+    except (Stopped, TrainingBrokenError) as error:
         line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
         console.print("Stopped; nothing finished is lost. Go on with:")
         console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
-        raise typer.Exit(128 + int(stopped.args[0])) from None
+        if isinstance(error, Stopped):
+            raise typer.Exit(128 + int(error.args[0])) from None
+        raise
 
 
 def refuse_others(context: typer.Context, allowed: set[str], because_of: str) -> None:
