@@ -3,13 +3,14 @@
 `python -m tests.torture.victim` forks one for every job that it reads, so that a kill costs
 milliseconds and not the start of an interpreter. A search leaves in its folder the study, a file
 `acks` with all that it was told to be on record, a line each, and a file `ran` with the device time
-of every epoch that a user's function really ran.
+that it really used: of each epoch of a user's function, or of each hold of a pool.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,14 +26,14 @@ import numpy as np
 
 from landscapes.replay_runner import ReplayRunner
 from models.layout import Layout
-from models.pool import Setup, WorkerPool
+from models.pool import PooledWorker, Setup, WorkerPool
 from models.training_runner import TrainingRunner
 from tests.helpers import SPACE, RandomCosts
 from tuner import failpoints
 from tuner.entry import make_entry
 from tuner.fidelity import Done, Sample
 from tuner.race import enter
-from tuner.runner import Runner
+from tuner.runner import Event, Runner
 from tuner.searchers import make_searcher
 from tuner.seeding import derive_seed
 from tuner.space import Choice, SearchSpace
@@ -41,9 +42,19 @@ from tuner.study import tune
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, TRIALS, WORKERS = 4, 6, 2
-REPLAY_NS = 1_500
+REPLAY_NS = 1_000
 FINITE = SearchSpace(x=Choice((1, 2, 3)), y=Choice((1, 2)))
 HOUR_NS = 3_600_000_000_000
+
+_WRAPPER = """#!/bin/sh
+for token in "{tokens}"/?; do
+    if mv "$token" "$token.$$" 2>/dev/null; then
+        export TUNER_FAILPOINT="$(cat "$token.$$")"
+        break
+    fi
+done
+exec "{python}" -m tests.torture.stub_worker "$3" "$4"
+"""
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,9 @@ class Job:
     Attributes:
         what: `replay`, `function` or `training`, the last on worker processes.
         failpoint: of the driver, as TUNER_FAILPOINT has it.
-        worker_failpoint: of the workers that it starts with; those started later have none.
+        worker_failpoints: of its workers; each of them that starts takes one that is left.
         after_s: when the driver is killed, counted from its fork.
-        worker_after_s: when its first worker is, counted from when it is ready.
+        worker_after_s: when its first worker is, counted from when all are ready.
         counting: write to `visits` how often each place was reached.
     """
 
@@ -63,7 +74,7 @@ class Job:
     folder: str
     seed: int
     failpoint: str | None = None
-    worker_failpoint: str | None = None
+    worker_failpoints: tuple[str, ...] = ()
     after_s: float | None = None
     worker_after_s: float | None = None
     counting: bool = False
@@ -100,7 +111,8 @@ class Zygote:
 def main() -> None:
     """Fork a victim for each job on the standard input, and say how it ended."""
     for line in sys.stdin:
-        job = Job(**json.loads(line))
+        fields = json.loads(line)
+        job = Job(**{**fields, "worker_failpoints": tuple(fields["worker_failpoints"])})
         pid = os.fork()
         if pid == 0:
             _be_victim(job)
@@ -220,26 +232,56 @@ class _AtMost:
 def _training(job: Job) -> None:
     """Trainings on a pool of worker processes that need no PyTorch."""
     folder = Path(job.folder)
-    wrapper = folder / "worker.sh"
-    stub = f'exec "{sys.executable}" -m tests.torture.stub_worker "$3" "$4"'
-    wrapper.write_text(f"#!/bin/sh\n{stub}\n")
-    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
-    sys.executable = str(wrapper)  # which the pool starts its workers by
+    _be_started_by(folder, job.worker_failpoints)
     setup = Setup(("cpu",), WORKERS, "stub", folder, EPOCHS, False, folder / "checkpoints")
     if job.failpoint is not None:
         failpoints.watch(failpoints.Failpoint.parse(job.failpoint))
-    os.environ.pop(failpoints.VARIABLE, None)
-    if job.worker_failpoint is not None:
-        os.environ[failpoints.VARIABLE] = job.worker_failpoint
-    with WorkerPool(setup, Layout(WORKERS)) as pool:
+    os.environ.pop(failpoints.VARIABLE, None)  # which the workers would have too
+    with _Pool(setup, Layout(WORKERS)) as pool:
         pool.sweep(_named(folder))
         pool.start()
-        os.environ.pop(failpoints.VARIABLE, None)
         if job.worker_after_s is not None:
             kill = pool.workers[0].process.kill
             threading.Timer(job.worker_after_s, kill).start()
-        runner = TrainingRunner(pool, "stub")
+        runner = _Runner(pool, "stub")
         _search(job, runner, "random", SPACE, budget_ns=HOUR_NS, watch=False)
+
+
+class _Pool(WorkerPool):
+    """Writes to `deaths` which workers were killed, and whether inside a write."""
+
+    def cause_of_death(self, worker: PooledWorker) -> str:
+        reason = super().cause_of_death(worker)
+        pid, deaths = worker.process.pid, self.setup.directory.parent / "deaths"
+        known = deaths.read_text() if deaths.exists() else ""
+        if "SIGKILL" in reason and f"[{pid}, " not in known:
+            is_in_write = any(self.setup.directory.glob(f".*.{pid}.tmp"))
+            deaths.write_text(known + json.dumps([pid, is_in_write]) + "\n")
+        return reason
+
+
+class _Runner(TrainingRunner):
+    """Writes to `ran` how long it held its devices."""
+
+    def release(self) -> list[Event]:
+        meters = self._meters
+        events = super().release()
+        with open(self._pool.setup.directory.parent / "ran", "a") as file:
+            file.write(f"{sum(meter.held_ns for meter in meters)}\n")
+        return events
+
+
+def _be_started_by(folder: Path, worker_failpoints: tuple[str, ...]) -> None:
+    """Have the pool start stub workers, each with a failpoint of its own while there are any."""
+    tokens = folder / "failpoints"
+    shutil.rmtree(tokens, ignore_errors=True)
+    tokens.mkdir()
+    for i, failpoint in enumerate(worker_failpoints):
+        (tokens / str(i)).write_text(failpoint)
+    wrapper = folder / "worker.sh"
+    wrapper.write_text(_WRAPPER.format(tokens=tokens, python=sys.executable))
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    sys.executable = str(wrapper)
 
 
 def _named(folder: Path) -> set[str]:
@@ -253,8 +295,6 @@ def _named(folder: Path) -> set[str]:
         store.close()
     return {mark.name for t in trials for mark in (t.checkpoint, t.midway) if mark}
 
-
-Kill = Callable[[], None]
 
 if __name__ == "__main__":
     main()
