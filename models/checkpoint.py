@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
+from tuner.failpoints import Place, reach
 from tuner.files import write_atomically
 
 SUFFIX = ".safetensors"
@@ -37,6 +38,7 @@ def save(directory: Path, stem: str, arrays: dict[str, NDArray[Any]]) -> tuple[s
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{sha256[:12]}{SUFFIX}"
     write_atomically(directory / name, data)
+    reach(Place.CHECKPOINT_WRITTEN)
     return name, sha256
 
 

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tuner.failpoints import Place, reach
+
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Put `data` at `path` so that a reader, or a crash, sees the old file or the new one.
@@ -20,18 +22,23 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
+            reach(Place.FILE_OPENED)
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
+            reach(Place.FILE_WRITTEN)
             os.fsync(file.fileno())
+        reach(Place.FILE_SYNCED)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    reach(Place.FILE_RENAMED)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+    reach(Place.FILE_DURABLE)
 
 
 class HeldElsewhereError(ValueError):

@@ -13,12 +13,13 @@ import mmap
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from tuner.budget import Costs, Kind
-from tuner.files import FileLock
+from tuner.failpoints import Place, reach
+from tuner.files import FileLock, write_atomically
 from tuner.history import History
 from tuner.reader import SCHEMA_VERSION, RunRow, StudyReader
 from tuner.space import SearchSpace
@@ -79,8 +80,6 @@ class Store(StudyReader):
 
     def __init__(self, path: Path, *, create: bool, commit_every_s: float = 0.0) -> None:
         self.path = path
-        if create and path.exists():
-            raise ValueError(f"{path} exists already and holds a study; choose another place")
         if not create and not path.is_file():
             raise ValueError(f"there is no study at {path}")
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the study {path}")
@@ -91,19 +90,16 @@ class Store(StudyReader):
         self._charges: list[_Row] = []
         self._clocks: dict[int, int] = {}
         try:
+            if create and path.exists():  # asked under the lock: another may just have made it
+                raise ValueError(f"{path} exists already and holds a study; choose another place")
+            if create:
+                write_atomically(path, _new_study())
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
-            if not create:
-                self._check()  # before a pragma could change a file that is not ours
+            self._check()  # before a pragma could change a file that is not ours
             # The rollback journal, not WAL, whose reset bug was fixed only in SQLite 3.51.3.
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA trusted_schema = OFF")
-            if create:
-                self._db.execute("BEGIN")
-                for statement in _SCHEMA.split(";")[:-1]:
-                    self._db.execute(statement)
-                self.set_meta("schema", SCHEMA_VERSION)
-                self.commit(force=True)
             with open(path.with_name(path.name + ".held"), "a+b") as file:
                 file.truncate(8 * 4096)
                 self._held = memoryview(mmap.mmap(file.fileno(), 8 * 4096)).cast("q")
@@ -113,8 +109,7 @@ class Store(StudyReader):
         except BaseException:
             self._lock.release()
             raise
-        if not self._db.in_transaction:
-            self._db.execute("BEGIN")
+        self._db.execute("BEGIN")
 
     # -- settings and runs ---------------------------------------------------------------------
 
@@ -179,8 +174,11 @@ class Store(StudyReader):
         """Make everything so far durable, at the latest `commit_every_s` from now."""
         now = time.monotonic()
         if force or now - self._committed >= self.commit_every_s:
+            reach(Place.COMMIT_BEFORE)
             self._write()
+            reach(Place.COMMIT_WRITTEN)
             self._db.execute("COMMIT")
+            reach(Place.COMMIT_AFTER)
             self._db.execute("BEGIN")
             self._committed = now
 
@@ -246,6 +244,17 @@ class StoredHistory(History):
     def _place(self, trial: Trial) -> Trial:
         self._store.put_trial(self._run, super()._place(trial))
         return trial
+
+
+def _new_study() -> bytes:
+    """The file of a study in which nothing has happened.
+
+    It is written as a whole, since an empty one could be a study that was lost.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.executescript(_SCHEMA)
+        db.execute("INSERT INTO meta VALUES ('schema', ?)", (json.dumps(SCHEMA_VERSION),))
+        return db.serialize()
 
 
 def _row_of(run: int, trial: Trial) -> _Row:
