@@ -25,17 +25,20 @@ class CannotWriteError(OSError):
 
     Attributes:
         path: what could not be written.
+        number: the system's of the error, such as ENOSPC.
+        reason: what the system, or SQLite, said.
     """
 
     def __init__(self, path: Path | str, number: int | None, reason: str) -> None:
         if number in _FULL:
             problem, remedy = "the disk is full", "make room there, then go on"
         elif number == errno.EIO:
-            problem, remedy = "the disk fails", "see the kernel's log, copy what is there, then go on"
+            problem = "the disk fails"
+            remedy = "see the kernel's log, copy what is there, then go on"
         else:
             problem, remedy = "it is refused", "see who may write there, then go on"
         super().__init__(f"{path} cannot be written: {problem} ({reason}); {remedy}")
-        self.path = path
+        self.path, self.number, self.reason = path, number, reason
 
     @classmethod
     def of(cls, path: Path | str, error: OSError) -> CannotWriteError:
