@@ -173,7 +173,7 @@ def _file(db: sqlite3.Connection) -> list[Finding]:
         found = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
         version = found[0] if found else "unknown"
         strange = objects(db) ^ expected_objects()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         return [Finding(Severity.DAMAGE, f"study.sqlite cannot be read: {error}", _SAVED)]
     if version != str(SCHEMA_VERSION):
         what = f"the study is of format {version}, this version reads {SCHEMA_VERSION}"
@@ -206,7 +206,7 @@ def _count(db: sqlite3.Connection, table: str) -> tuple[int, int, str]:
         for *row, crc in db.execute(select(table)):
             is_sound = crc == checksum(row)
             sound, altered = sound + is_sound, altered + (not is_sound)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         return sound, altered, str(error)
     return sound, altered, ""
 

@@ -104,6 +104,12 @@ class StudyReader:
 
     def _check(self) -> None:
         """Raise ValueError where anything in the file is not as it was written."""
+        try:
+            self._verify()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from error
+
+    def _verify(self) -> None:
         # In full, or a row that an index has lost would just not be found.
         problem = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problem != "ok":

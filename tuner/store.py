@@ -246,7 +246,7 @@ class Store(StudyReader):
         try:
             work()
         except sqlite3.OperationalError as error:
-            code = error.sqlite_errorcode
+            code = getattr(error, "sqlite_errorcode", 0)  # Python's own errors have none
             number = _REFUSALS.get(code & 0xFF)
             if number is None:
                 raise
