@@ -151,11 +151,12 @@ def problem(disk: Disk, out: Path, site: Site, twin: dict[str, bytes]) -> tuple[
             return "the last words are missing, though the reserve was given back", ended
     elif acknowledged > 1:  # the tables alone are no study yet
         return "the study is gone", ended
-    code, said = disk.race(out, None, resume=study.exists())
+    if code:  # else it has survived, and must have come to the same already
+        code, said = disk.race(out, None, resume=study.exists())
     if code:
         return f"it does not go on: {said[-300:]}", ended
     for name, content in twin.items():
-        if (out / name).read_bytes() != content:
+        if not (out / name).exists() or (out / name).read_bytes() != content:
             return f"{name} is another than without the failure", ended
     left = [path.name for path in out.iterdir() if path.name.endswith((".tmp", ".reserve"))]
     return (f"left behind: {left}" if left else ""), ended
