@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from tests.helpers import SPACE
+from tests.helpers import SPACE, alter
 from tuner.budget import Kind
 from tuner.doctor import Severity, examine
 from tuner.report import Outcome, write_files
-from tuner.schema import COLUMNS, SCHEMA_VERSION, checksum
+from tuner.schema import SCHEMA_VERSION
 from tuner.store import Store
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
@@ -64,19 +64,6 @@ def said(folder, severity=None, **versions):
 def one(folder, severity=Severity.DAMAGE):
     (finding,) = said(folder, severity)
     return finding
-
-
-def alter(folder, statement, *values):
-    """Change rows as a faulty program would, with checksums that are right."""
-    db = sqlite3.connect(folder / "study.sqlite")
-    db.execute("PRAGMA foreign_keys = OFF")
-    db.execute(statement, values)
-    for table, names in COLUMNS.items():
-        key = " AND ".join(f"{name} IS ?" for name in names)
-        for row in db.execute(f"SELECT {', '.join(names)} FROM {table}").fetchall():  # noqa: S608
-            db.execute(f"UPDATE {table} SET crc = ? WHERE {key}", (checksum(row), *row))  # noqa: S608
-    db.commit()
-    db.close()
 
 
 def everything(folder):
@@ -141,7 +128,7 @@ def test_a_file_that_is_no_database_any_more_is_damage(tmp_path, how):
 
 def test_another_format_is_said_to_be_one(tmp_path):
     make(tmp_path)
-    alter(tmp_path, "UPDATE meta SET value = '99' WHERE key = 'schema'")
+    alter(tmp_path / "study.sqlite", "UPDATE meta SET value = '99' WHERE key = 'schema'")
     assert one(tmp_path).startswith(
         f"the study is of format 99, this version reads {SCHEMA_VERSION}"
     )
@@ -163,7 +150,7 @@ def test_another_format_is_said_to_be_one(tmp_path):
 )
 def test_rows_that_do_not_fit_together_are_damage(tmp_path, statement, words):
     make(tmp_path)
-    alter(tmp_path, statement)
+    alter(tmp_path / "study.sqlite", statement)
     assert any(words in line for line in said(tmp_path, Severity.DAMAGE))
 
 
@@ -198,7 +185,10 @@ def test_a_checkpoint_that_is_needed_must_be_as_it_was(tmp_path, number, is_winn
 
 def test_a_checkpoint_whose_name_leads_elsewhere_is_not_followed(tmp_path):
     make(tmp_path)
-    alter(tmp_path, "UPDATE trial SET checkpoint = '../../etc/passwd' WHERE number = 2")
+    alter(
+        tmp_path / "study.sqlite",
+        "UPDATE trial SET checkpoint = '../../etc/passwd' WHERE number = 2",
+    )
     assert any("leads out of its folder" in line for line in said(tmp_path, Severity.DAMAGE))
 
 
