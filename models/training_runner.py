@@ -9,6 +9,7 @@ from typing import Any
 from models.control import DEADLINE, INTERRUPT, YIELD
 from models.pool import Job, PooledWorker, WorkerPool
 from tuner.budget import Kind
+from tuner.files import CannotWriteError
 from tuner.meter import DeviceMeter, apportion
 from tuner.runner import Event, EventKind
 from tuner.trial import Checkpoint, Trial
@@ -38,6 +39,7 @@ class TrainingRunner:
         self._is_interrupted = False
         # Trials that went down with a worker together: one of them may be at fault.
         self._suspects: set[int] = set()
+        self._refusal: CannotWriteError | None = None  # of the disk, to save a checkpoint
 
     @property
     def slots(self) -> int:
@@ -129,10 +131,20 @@ class TrainingRunner:
             worker.block.words[INTERRUPT] = 1
 
     def wait(self) -> list[Event]:
-        """What the workers report within a moment."""
+        """What the workers report within a moment.
+
+        Raises CannotWriteError where one could not write a checkpoint, once all that others had
+        finished before has been reported.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         events = []
         for worker, message in self._pool.messages():
-            if message is None:
+            if message is not None and message["is"] == "unwritable":
+                self._refusal = CannotWriteError(
+                    message["path"], message["number"], message["reason"]
+                )
+            elif message is None:
                 events += self._funeral(worker, time.monotonic_ns())
             elif message["is"] in ("ready", "crash"):
                 events += self._note(worker, message)

@@ -44,6 +44,7 @@ from models.layout import Layout
 from models.messages import receive, send
 from models.packed import Shape
 from models.train import DeviceData, Halt, Precision
+from tuner.files import CannotWriteError
 
 _WARM_UP_STEPS, _TIMED_STEPS = 3, 20
 _BEATS = 101
@@ -92,12 +93,22 @@ class _Writer:
             message, stem, arrays = self._tasks.get()
             try:
                 if arrays is not None:
-                    message["checkpoint"] = checkpoint.save(self._directory, stem, arrays)
+                    try:
+                        message["checkpoint"] = checkpoint.save(self._directory, stem, arrays)
+                    except CannotWriteError as error:
+                        # Not the trial's fault. Nothing more is said: what comes after an epoch
+                        # that was not recorded cannot be either.
+                        self._send_refusal(error)
+                        return
                     if message["ends"]:
                         self._prolong(message)
                 send(self._connection, message)
             except Exception as error:
                 give_up(self._connection, error)
+
+    def _send_refusal(self, error: CannotWriteError) -> None:
+        refusal = {"path": str(error.path), "number": error.number, "reason": error.reason}
+        send(self._connection, {"is": "unwritable", "at": time.monotonic_ns(), **refusal})
 
     def _prolong(self, message: dict[str, Any]) -> None:
         """Count the writing; past the deadline the device is not held for it."""

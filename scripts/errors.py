@@ -5,21 +5,31 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from scripts.stopping import Stopped
+from tuner.files import DISK_ERRORS, CannotWriteError
 from tuner.scheduler import TrainingBrokenError
+from tuner.store import Store
+
+DISK_EXIT = 74
+"""The exit code where the disk is full or fails; EX_IOERR of sysexits.h."""
 
 
 @contextmanager
 def plain_errors(program: str) -> Iterator[None]:
-    """A user's mistake (ValueError) is exit code 2, training that cannot go on is 1."""
+    """A user's mistake (ValueError) is exit code 2, training that cannot go on 1, the disk 74."""
     try:
         yield
+    except OSError as error:
+        if not _is_the_disk(error):
+            raise
+        _say(program, CannotWriteError.of(error.filename or "the output", error))
+        raise typer.Exit(DISK_EXIT) from None
     except (ValueError, RuntimeError) as error:
         # By its name, since only a run that has loaded PyTorch can have raised it.
         is_broken = (
@@ -27,23 +37,41 @@ def plain_errors(program: str) -> Iterator[None]:
         )
         if not isinstance(error, ValueError) and not is_broken:
             raise
-        # One line, whatever the message was made of.
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(program, error)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
 
+def _say(program: str, error: Exception | str) -> None:
+    """One line, whatever the message was made of."""
+    with suppress(OSError):  # where it is the terminal's own file that is on the full disk
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _is_the_disk(error: OSError) -> bool:
+    return isinstance(error, CannotWriteError) or error.errno in DISK_ERRORS
+
+
 @contextmanager
-def resumable(folder: Path, console: Console) -> Iterator[None]:
-    """Where a signal or failures stopped it, say how to go on."""
+def resumable(folder: Path, store: Store, console: Console) -> Iterator[None]:
+    """Where a signal, failures or the disk stopped it, say how to go on; then close the store."""
+    line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
     try:
         yield
     except (Stopped, TrainingBrokenError) as error:
-        line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
         console.print("Stopped; nothing finished is lost. Go on with:")
         console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
         if isinstance(error, Stopped):
             raise typer.Exit(128 + int(error.args[0])) from None
         raise
+    except OSError as error:
+        if not _is_the_disk(error):
+            raise
+        reason = str(CannotWriteError.of(error.filename or "the output", error))
+        store.pause(reason)
+        _say("paused", f"{reason} with: {line}")
+        raise typer.Exit(DISK_EXIT) from None
+    finally:
+        store.close()
 
 
 def refuse_others(context: typer.Context, allowed: set[str], because_of: str) -> None:

@@ -19,6 +19,7 @@ from landscapes.table import save_table
 from scripts.errors import plain_errors, refuse_others, resumable
 from scripts.stopping import Stopper, stopping_signals
 from scripts.workers import TrainingRequest, start_workers
+from tuner.files import CannotWriteError
 from tuner.race import Race, enter
 from tuner.reader import Snapshot, StudyReader
 from tuner.space import SearchSpace
@@ -111,11 +112,10 @@ def main(
             folder = folder or Path("runs") / f"record-{out.stem}"
             store, request = _create(request, folder)
         with (
-            resumable(folder, console),
+            resumable(folder, store, console),
             stopping_signals() as stopper,
             ExitStack() as stack,
         ):
-            stack.callback(store.close)
             _record(stack, store, request, folder, console, quiet, stopper)
 
 
@@ -163,10 +163,14 @@ def _create(request: RecordRequest, folder: Path) -> tuple[Store, RecordRequest]
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be made: {error}") from error
     store = Store(folder / "study.sqlite", create=True)
-    store.set_meta("request", vars(request))
-    for replicate in range(request.seed, request.seed + request.replicates):
-        store.add_run(SEARCHER, replicate, space, request.epochs, None)
-    store.commit(force=True)
+    try:
+        store.set_meta("request", vars(request))
+        for replicate in range(request.seed, request.seed + request.replicates):
+            store.add_run(SEARCHER, replicate, space, request.epochs, None)
+        store.commit(force=True)
+    except CannotWriteError:  # nothing has been trained yet
+        store.discard()
+        raise
     return store, request
 
 

@@ -21,6 +21,7 @@ from scripts.racing import Request, entry_for, run_race
 from scripts.stopping import Stopped, stopping_signals
 from tuner.budget import to_ns
 from tuner.entry import Entry
+from tuner.files import CannotWriteError
 from tuner.importance import in_words
 from tuner.store import Store
 from tuner.terminal import closing_table, earlier_lines, luck_lines, pace_line, stop_lines
@@ -61,11 +62,10 @@ def race(
     for line in [] if is_quiet or as_json else store.meta("earlier") or []:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     with (
-        resumable(folder, console),
+        resumable(folder, store, console),
         stopping_signals() as stopper,
         ExitStack() as stack,
     ):
-        stack.callback(store.close)
         server = stack.enter_context(_page(folder)) if with_page else None
         run_race(stack, store, request, folder, console, is_quiet or as_json, stopper)
         _tell(folder, console, as_json)
@@ -193,12 +193,16 @@ def _create(
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be made: {error}") from error
     store = Store(folder / "study.sqlite", create=True, commit_every_s=_commit_every(request))
-    store.set_meta("request", vars(request))
-    for seed in range(request.seed, request.seed + request.seeds):
-        for name in request.searchers:
-            store.add_run(name, seed, space, request.epochs, to_ns(request.budget_minutes))
-    begin_with(store, known, about)
-    store.commit(force=True)
+    try:
+        store.set_meta("request", vars(request))
+        for seed in range(request.seed, request.seed + request.seeds):
+            for name in request.searchers:
+                store.add_run(name, seed, space, request.epochs, to_ns(request.budget_minutes))
+        begin_with(store, known, about)
+        store.commit(force=True)
+    except CannotWriteError:  # nothing has been trained yet
+        store.discard()
+        raise
     return request, store, folder
 
 
@@ -227,7 +231,7 @@ def reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request]:
     except TypeError as error:
         store.close()
         raise ValueError(f"{folder} holds a race of another version: {error}") from error
-    except ValueError:
+    except (ValueError, CannotWriteError):
         store.close()
         raise
     store.commit_every_s = _commit_every(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tuner.budget import to_minutes
+from tuner.files import write_atomically
 from tuner.importance import (
     Cell,
     effects,
@@ -67,7 +69,13 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
     _draw_probes(bottom, names, outcomes, floor)
     for one in figure.findobj(Axes):
         one.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=130)
+    write_atomically(path, picture.getvalue())
 
 
 def _is_short(trial: Trial) -> bool:
@@ -231,7 +239,7 @@ def draw_effects(
         title="In a cell the other knobs are wherever the searchers put them." if results else None,
         title_fontsize=9,
     )
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
 
 
 def _draw_scores(

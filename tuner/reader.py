@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from tuner.budget import Budget, Kind
+from tuner.schema import (
+    COLUMNS,
+    SCHEMA_VERSION,
+    checksum,
+    expected_objects,
+    objects,
+    select,
+)
 from tuner.space import SearchSpace
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
-
-SCHEMA_VERSION = 2
 
 _PATIENCE_S = 5.0
 _QUIET_NS = 20_000_000
@@ -51,8 +57,9 @@ class StudyReader:
 
     def meta(self, key: str) -> Any:
         """The JSON value kept under `key`; None where there is none."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        with self._reading():
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+            return None if row is None else json.loads(row[0])
 
     def runs(self) -> list[RunRow]:
         """All runs in the order in which they were added."""
@@ -96,15 +103,33 @@ class StudyReader:
         return budget
 
     def _check(self) -> None:
-        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        """Raise ValueError where anything in the file is not as it was written."""
+        try:
+            self._verify()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from error
+
+    def _verify(self) -> None:
+        # In full, or a row that an index has lost would just not be found.
+        problem = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problem != "ok":
             raise ValueError(f"{self.path} is damaged: {problem}")
-        version = self.meta("schema")
-        if version != SCHEMA_VERSION:
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+        version = found[0] if found else "unknown"
+        if version != str(SCHEMA_VERSION):
             raise ValueError(
                 f"{self.path} was written in format {version}, this version reads "
                 f"{SCHEMA_VERSION}; use the version that wrote it"
             )
+        if objects(self._db) != expected_objects():
+            raise ValueError(f"{self.path} is damaged: its tables are not those of a study")
+        for table in COLUMNS:
+            for *row, crc in self._db.execute(select(table)):
+                if crc != checksum(row):
+                    raise ValueError(
+                        f"{self.path} is damaged: a row of its table {table} was altered; "
+                        "scripts/doctor.py says what can be saved"
+                    )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -127,11 +152,11 @@ class Snapshot(StudyReader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        data, journal = _still_copy(path)
+        data, journal = still_copy(path)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, path.name)
             copy.write_bytes(data)
-            _journal(copy).write_bytes(journal)
+            journal_of(copy).write_bytes(journal)
             self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             try:
                 with closing(sqlite3.connect(copy)) as source:
@@ -160,19 +185,23 @@ def study_mark(path: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, int.from_bytes(head[24:28], "big")  # of commits
 
 
-def _journal(path: Path) -> Path:
+def journal_of(path: Path) -> Path:
+    """Where SQLite keeps what it needs to undo a commit."""
     return path.with_name(path.name + "-journal")
 
 
-def _still_copy(path: Path) -> tuple[bytes, bytes]:
-    """The file's and its journal's bytes at a moment at which nobody was writing them."""
+def still_copy(path: Path) -> tuple[bytes, bytes]:
+    """The file's and its journal's bytes at a moment at which nobody was writing them.
+
+    Raises ValueError where there is no such file, or no such moment.
+    """
     until = time.monotonic() + _PATIENCE_S
     while time.monotonic() < until:
         before = _marks(path)
         # Times on disk are coarse: what was written just now could be written again unseen.
         if time.time_ns() - max(before[1], before[-1]) > _QUIET_NS:
             data = path.read_bytes()
-            journal = _journal(path).read_bytes() if before[3] else b""
+            journal = journal_of(path).read_bytes() if before[3] else b""
             if _marks(path) == before:
                 return data, journal
         time.sleep(_QUIET_NS / 1e9)
@@ -182,7 +211,7 @@ def _still_copy(path: Path) -> tuple[bytes, bytes]:
 def _marks(path: Path) -> tuple[int, ...]:
     """The marks of a study's file, and the journal's size and time."""
     try:
-        journal = _journal(path).stat()
+        journal = journal_of(path).stat()
     except OSError:
         return (*study_mark(path), 0, 0)
     return (*study_mark(path), journal.st_size, journal.st_mtime_ns)

@@ -282,8 +282,8 @@ def write_files(
     """Write summary.json, trials.csv, curves.csv and best_config.json; the summary."""
     content = summary(settings, outcomes)
     write_atomically(directory / "summary.json", _json(content))
-    write_atomically(directory / "trials.csv", _trials_csv(outcomes))
-    write_atomically(directory / "curves.csv", _curves_csv(outcomes))
+    write_atomically(directory / "trials.csv", trials_csv(outcomes))
+    write_atomically(directory / "curves.csv", curves_csv(outcomes))
     best, earlier = winner(outcomes), best_earlier(outcomes)
     if earlier is not None:
         nobody = dict.fromkeys(("searcher", "seed", "expected_score", "test_score"))
@@ -309,7 +309,8 @@ def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _trials_csv(outcomes: Sequence[Outcome]) -> str:
+def trials_csv(outcomes: Sequence[Outcome]) -> str:
+    """The content of trials.csv: a row a trial."""
     knobs = list(outcomes[0].row.space)
     fixed = ["searcher", "seed", "trial", "state", "epochs", "score", "minutes"]
     rows = (
@@ -325,7 +326,8 @@ def _trials_csv(outcomes: Sequence[Outcome]) -> str:
     return _csv([*fixed, "started_at_minute", *knobs, "reason"], rows)
 
 
-def _curves_csv(outcomes: Sequence[Outcome]) -> str:
+def curves_csv(outcomes: Sequence[Outcome]) -> str:
+    """The content of curves.csv: a row an epoch."""
     rows = (
         [o.row.searcher, o.row.seed, t.number, e.epoch, e.score, to_minutes(e.at_ns)]
         for o in outcomes

@@ -8,74 +8,57 @@ or read: a trial that changed often in between is one row.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from tuner.budget import Costs, Kind
 from tuner.failpoints import Place, reach
-from tuner.files import FileLock, write_atomically
+from tuner.files import CannotWriteError, FileLock, Reserve, allocate, write_atomically
 from tuner.history import History
-from tuner.reader import SCHEMA_VERSION, RunRow, StudyReader
+from tuner.reader import RunRow, StudyReader, journal_of
+from tuner.schema import SCHEMA, SCHEMA_VERSION, checksum, put
 from tuner.space import SearchSpace
 from tuner.trial import Observation, Trial
 
-_KINDS = [kind.value for kind in Kind]
-_SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE run (
-    id INTEGER PRIMARY KEY, searcher TEXT NOT NULL, seed INTEGER NOT NULL, space TEXT NOT NULL,
-    max_epochs INTEGER, budget_ns INTEGER, clock INTEGER NOT NULL DEFAULT 0,
-    test_score REAL, tested TEXT
-) STRICT;
-CREATE TABLE trial (
-    run INTEGER NOT NULL REFERENCES run, number INTEGER NOT NULL, config TEXT NOT NULL,
-    seed INTEGER NOT NULL, target INTEGER NOT NULL, state TEXT NOT NULL,
-    started_ns INTEGER NOT NULL, granted INTEGER NOT NULL, reserved_ns INTEGER NOT NULL,
-    clock INTEGER, partial_ns INTEGER NOT NULL,
-    faults INTEGER NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL,
-    source TEXT NOT NULL, repeat INTEGER NOT NULL, confirms INTEGER,
-    checkpoint TEXT, sha256 TEXT, midway TEXT, midway_sha256 TEXT,
-    PRIMARY KEY (run, number)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE observation (
-    run INTEGER NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, score REAL NOT NULL,
-    device_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, metrics TEXT NOT NULL,
-    PRIMARY KEY (run, number, epoch)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE charge (
-    id INTEGER PRIMARY KEY, run INTEGER NOT NULL, number INTEGER,
-    {", ".join(f"{kind} INTEGER NOT NULL" for kind in _KINDS)}
-) STRICT;
-CREATE INDEX charge_of_run ON charge (run);
-"""
-_ADD_CHARGE = (
-    f"INSERT INTO charge (run, number, {', '.join(_KINDS)}) "  # noqa: S608, names of an enum
-    f"VALUES (?, ?, {', '.join('?' * len(_KINDS))})"
-)
-_ADD_OBSERVATION = "INSERT INTO observation VALUES (?, ?, ?, ?, ?, ?, ?)"
-_PUT_TRIAL = f"INSERT OR REPLACE INTO trial VALUES ({', '.join('?' * 21)})"  # noqa: S608
-_SET_CLOCK = "UPDATE run SET clock = ? WHERE id = ?"
-
 _Row: TypeAlias = tuple[object, ...]
+
+# A write that SQLite was refused, after which it has undone the transaction and may try again. A
+# failed fsync is none: what it left behind in the system's memory nobody knows.
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+_REFUSALS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+}
+
+_REPLACED = ("meta", "run", "trial")
+_HELD_BYTES = 8 * 4096
 
 
 class Store(StudyReader):
     """The file of one study or race, locked against a second driver while it is open.
 
     Args:
-        path: the SQLite file; its lock and heartbeat lie beside it.
+        path: the SQLite file; its lock, its heartbeat and, while it is open, a reserve of room for
+            last words lie beside it.
         create: make a new file (an existing one raises ValueError) or open an existing one.
         commit_every_s: on a virtual clock lost work costs nothing, so commits may be this many
             seconds apart; where devices are paid for it is 0 and every `commit` reaches the disk.
 
     Raises:
         ValueError: the file exists, is missing, is damaged, is of a newer version, or is in use.
+        CannotWriteError: the disk takes no more, or fails; of a new study nothing is left behind.
+            So does every method that writes. What was committed stays, and on a full disk what
+            was not is, if there is any way, before the error is raised.
     """
 
     def __init__(self, path: Path, *, create: bool, commit_every_s: float = 0.0) -> None:
@@ -89,33 +72,61 @@ class Store(StudyReader):
         self._observations: list[_Row] = []
         self._charges: list[_Row] = []
         self._clocks: dict[int, int] = {}
+        self._since: list[tuple[str, list[_Row]]] = []  # statements since the last commit
+        self._executed = 0  # of those
+        is_new = False
         try:
             if create and path.exists():  # asked under the lock: another may just have made it
                 raise ValueError(f"{path} exists already and holds a study; choose another place")
+            self._reserve = Reserve(path.with_name(path.name + ".reserve"))
             if create:
+                is_new = True
                 write_atomically(path, _new_study())
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
-            self._check()  # before a pragma could change a file that is not ours
-            # The rollback journal, not WAL, whose reset bug was fixed only in SQLite 3.51.3.
-            self._db.execute("PRAGMA journal_mode = TRUNCATE")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA trusted_schema = OFF")
+            self._perform(self._open)
+            self._runs = {row.id: row for row in self.runs()}
             with open(path.with_name(path.name + ".held"), "a+b") as file:
-                file.truncate(8 * 4096)
-                self._held = memoryview(mmap.mmap(file.fileno(), 8 * 4096)).cast("q")
-        except sqlite3.Error as error:
-            self._lock.release()
-            raise ValueError(f"{path} is damaged or is no study: {error}") from error
-        except BaseException:
-            self._lock.release()
+                allocate(file, _HELD_BYTES)
+                self._held = memoryview(mmap.mmap(file.fileno(), _HELD_BYTES)).cast("q")
+        except BaseException as error:
+            self._give_up(is_new=is_new)
+            if isinstance(error, sqlite3.Error):
+                raise ValueError(f"{path} is damaged or is no study: {error}") from error
+            if isinstance(error, OSError):
+                raise CannotWriteError.of(path, error) from error
             raise
+
+    def _open(self) -> None:
+        self._check()  # before a pragma could change a file that is not ours
+        # The rollback journal, not WAL, whose reset bug was fixed only in SQLite 3.51.3.
+        self._db.execute("PRAGMA journal_mode = TRUNCATE")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA trusted_schema = OFF")
         self._db.execute("BEGIN")
+        if self.meta("paused") is not None:
+            self.set_meta("paused", None)
+
+    def _give_up(self, *, is_new: bool) -> None:
+        """Let go of what was opened so far; of a study that could not be made, remove it."""
+        if hasattr(self, "_db"):
+            self._db.close()
+        if hasattr(self, "_reserve"):
+            self._reserve.free()
+        if is_new:
+            self._remove()
+        self._lock.release()
+
+    def _remove(self) -> None:
+        beside = (self.path.with_name(self.path.name + end) for end in (".held", ".lock"))
+        for path in (self.path, journal_of(self.path), *beside):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     # -- settings and runs ---------------------------------------------------------------------
 
     def set_meta(self, key: str, value: Any) -> None:
         """Keep a JSON value under `key`."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        self._put("meta", [(key, json.dumps(value))])
 
     def add_run(
         self,
@@ -126,17 +137,13 @@ class Store(StudyReader):
         budget_ns: int | None,
     ) -> RunRow:
         """Append a run and return its row."""
-        cursor = self._db.execute(
-            "INSERT INTO run (searcher, seed, space, max_epochs, budget_ns) VALUES (?, ?, ?, ?, ?)",
-            (searcher, seed, json.dumps(space.to_json()), max_epochs, budget_ns),
-        )
-        return RunRow(
-            cursor.lastrowid or 0, searcher, seed, space, max_epochs, budget_ns, 0, None, None
-        )
+        number = 1 + max(self._runs, default=0)
+        row = RunRow(number, searcher, seed, space, max_epochs, budget_ns, 0, None, None)
+        return self._put_run(row)
 
     def set_budget(self, run: int, budget_ns: int) -> None:
         """Change what a run may spend."""
-        self._db.execute("UPDATE run SET budget_ns = ? WHERE id = ?", (budget_ns, run))
+        self._put_run(replace(self._runs[run], budget_ns=budget_ns))
 
     def set_clock(self, run: int, clock: int) -> None:
         """Keep the reading of a run's virtual clock."""
@@ -144,9 +151,12 @@ class Store(StudyReader):
 
     def set_test_score(self, run: int, score: float, tested: str) -> None:
         """Keep the test accuracy of a run's winner, with the hash of what was tested."""
-        self._db.execute(
-            "UPDATE run SET test_score = ?, tested = ? WHERE id = ?", (score, tested, run)
-        )
+        self._put_run(replace(self._runs[run], test_score=score, tested=tested))
+
+    def _put_run(self, row: RunRow) -> RunRow:
+        self._runs[row.id] = row
+        self._put("run", [tuple((vars(row) | {"space": json.dumps(row.space.to_json())}).values())])
+        return row
 
     # -- what happened ---------------------------------------------------------------------------
 
@@ -172,29 +182,82 @@ class Store(StudyReader):
 
     def commit(self, *, force: bool = False) -> None:
         """Make everything so far durable, at the latest `commit_every_s` from now."""
-        now = time.monotonic()
-        if force or now - self._committed >= self.commit_every_s:
-            reach(Place.COMMIT_BEFORE)
-            self._write()
-            reach(Place.COMMIT_WRITTEN)
-            self._db.execute("COMMIT")
-            reach(Place.COMMIT_AFTER)
-            self._db.execute("BEGIN")
-            self._committed = now
+        if force or time.monotonic() - self._committed >= self.commit_every_s:
+            self._perform(self._commit)
+
+    def pause(self, reason: str) -> None:
+        """Keep, as the last words, why a driver gives up; what was not committed is dropped.
+
+        The reserve pays for them. Where not even that is enough, nothing is kept.
+        """
+        self._reserve.free()
+        for gathered in (self._trials, self._observations, self._charges, self._clocks):
+            gathered.clear()
+        self._since.clear()
+        self.set_meta("paused", reason)
+        with suppress(sqlite3.Error):
+            self._begin_again()
+
+    def _put(self, table: str, rows: Iterable[_Row]) -> None:
+        """Have rows written before the next commit; those of `_REPLACED` tables replace others."""
+        statement = put(table, "INSERT OR REPLACE" if table in _REPLACED else "INSERT")
+        self._since.append((statement, [(*row, checksum(row)) for row in rows]))
 
     def _write(self) -> None:
         """Bring the tables up to date, within the transaction."""
-        trials = (_row_of(run, trial) for (run, _), trial in self._trials.items())
-        self._db.executemany(_PUT_TRIAL, trials)
-        self._db.executemany(_ADD_OBSERVATION, self._observations)
-        self._db.executemany(_ADD_CHARGE, self._charges)
-        self._db.executemany(_SET_CLOCK, [(clock, run) for run, clock in self._clocks.items()])
+        if self._clocks:
+            for run, clock in self._clocks.items():
+                self._put_run(replace(self._runs[run], clock=clock))
+        if self._trials:
+            self._put("trial", [_row_of(run, t) for (run, _), t in self._trials.items()])
+        if self._observations:
+            self._put("observation", self._observations)
+        if self._charges:
+            self._put("charge", self._charges)
         for gathered in (self._trials, self._observations, self._charges, self._clocks):
             gathered.clear()
+        while self._executed < len(self._since):
+            self._db.executemany(*self._since[self._executed])
+            self._executed += 1
+
+    def _commit(self) -> None:
+        reach(Place.COMMIT_BEFORE)
+        self._write()
+        reach(Place.COMMIT_WRITTEN)
+        self._db.execute("COMMIT")
+        reach(Place.COMMIT_AFTER)
+        self._db.execute("BEGIN")
+        self._since.clear()
+        self._executed = 0
+        self._committed = time.monotonic()
+
+    def _begin_again(self) -> None:
+        """Undo what is half written, and write and commit all of it anew."""
+        with suppress(sqlite3.Error):  # SQLite may have done so itself
+            self._db.execute("ROLLBACK")
+        self._db.execute("BEGIN")
+        self._executed = 0
+        self._commit()
+
+    def _perform(self, work: Callable[[], None]) -> None:
+        """Do what writes; a refusal of the disk is raised as one, after the last words."""
+        try:
+            work()
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", 0)  # Python's own errors have none
+            number = _REFUSALS.get(code & 0xFF)
+            if number is None:
+                raise
+            self._reserve.free()
+            if code in _NO_ROOM:
+                with suppress(sqlite3.Error):
+                    self._begin_again()
+                    number = errno.ENOSPC  # whatever it was, a little room was the remedy
+            raise CannotWriteError(self.path, number, str(error)) from error
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        self._write()
+        self._perform(self._write)
         with super()._reading():
             yield
 
@@ -215,10 +278,13 @@ class Store(StudyReader):
 
     def close(self) -> None:
         """Close the file and let go of the lock; what was not committed is dropped."""
-        if self._db.in_transaction:
+        with suppress(sqlite3.Error):  # of a disk that fails: the next to open the file will undo
             self._db.execute("ROLLBACK")
-        self._db.close()
-        self._lock.release()
+        self._give_up(is_new=False)
+
+    def discard(self) -> None:
+        """Close a study that could not be made as it was to be, and remove it."""
+        self._give_up(is_new=True)
 
 
 class StoredHistory(History):
@@ -252,8 +318,9 @@ def _new_study() -> bytes:
     It is written as a whole, since an empty one could be a study that was lost.
     """
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.executescript(_SCHEMA)
-        db.execute("INSERT INTO meta VALUES ('schema', ?)", (json.dumps(SCHEMA_VERSION),))
+        db.executescript(SCHEMA)
+        row = ("schema", json.dumps(SCHEMA_VERSION))
+        db.execute(put("meta"), (*row, checksum(row)))
         return db.serialize()
 
 

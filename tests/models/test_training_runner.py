@@ -1,6 +1,7 @@
 """Workers that really train: crashes, interruptions, deadlines, and who pays for them."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from models.pool import PooledWorker, Setup, WorkerPool
 from models.training_runner import TrainingRunner
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Halving, Sample
+from tuner.files import CannotWriteError
 from tuner.history import History
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler
 from tuner.searchers import make_searcher
@@ -308,6 +310,20 @@ def test_a_worker_that_dies_at_the_end_of_the_budget_is_not_waited_for(setup, tm
         longest = max(o.device_ns for t in scheduler.history for o in t.curve)
         # Starting a worker takes seconds; the budget had under one left.
         assert -scheduler.budget.remaining_ns < 5 * longest + to_ns(0.01)
+
+
+def test_a_full_disk_is_not_the_trials_fault(setup, tmp_path):
+    alone = replace(setup, slots=1, directory=tmp_path)
+    with WorkerPool(alone, Layout(1)) as pool:
+        pool.start()
+        limit = (1000, resource.RLIM_INFINITY)  # no larger file than this, a checkpoint neither
+        resource.prlimit(pool.workers[0].process.pid, resource.RLIMIT_FSIZE, limit)
+        scheduler = search(pool, "full", policy=AtMost(1))
+        with pytest.raises(CannotWriteError, match=r"full-00000-00001-.*: the disk is full \("):
+            scheduler.run()
+        (trial,) = scheduler.history
+        assert (trial.state, trial.faults, trial.curve) == (TrialState.RUNNING, 0, ())
+        assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_workers_die_with_their_driver(small_data, tmp_path):

@@ -4,14 +4,17 @@ import csv
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from scripts.errors import DISK_EXIT
 from tests.scripts.command_line import (
     LEDGER,
     SCRIPT,
@@ -145,6 +148,28 @@ def test_a_replay_stopped_by_a_signal_says_how_to_go_on_and_loses_nothing(tmp_pa
     assert result.exit_code == 0, result.stderr
     for name in ("summary.json", "trials.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (twin / name).read_bytes()
+
+
+def test_a_full_disk_pauses_the_run_and_a_resume_ends_as_its_twin(tmp_path, twin):
+    out = tmp_path / "a"
+    # No file may be larger than this: the reserve fits, the page does not.
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2 << 20, resource.RLIM_INFINITY))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, THINKING), "--quiet", "--out", str(out)],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (DISK_EXIT, "")
+    assert done.stderr == (
+        f"paused: {out / 'report.html'} cannot be written: the disk is full (File too large); make "
+        f"room there, then go on with: {sys.executable} {SCRIPT} --resume {out}\n"
+    )
+    assert read(out, "SELECT value FROM meta WHERE key = 'paused'")[0][0].startswith('"')
+    assert tune("--resume", out).exit_code == 0
+    for name in ("summary.json", "trials.csv", "report.html"):
+        assert (out / name).read_bytes() == (twin / name).read_bytes()
 
 
 def test_a_finished_run_is_resumed_to_the_same_files_and_a_larger_budget_goes_on(tmp_path):

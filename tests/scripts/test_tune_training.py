@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.helpers import alter
 from tests.scripts.command_line import LEDGER, SCRIPT, read, start, summary_of, wait_for_epochs
 from tuner.history import History
 from tuner.searchers import make_searcher
@@ -78,10 +79,7 @@ def test_resuming_a_finished_race_changes_nothing_and_tests_only_a_winner_that_c
     before = {name: (out / name).read_bytes() for name in names}
 
     def resumed_after(change):
-        db = sqlite3.connect(out / "study.sqlite")
-        db.execute(f"UPDATE run SET {change}")  # noqa: S608
-        db.commit()
-        db.close()
+        alter(out / "study.sqlite", f"UPDATE run SET {change}")  # noqa: S608
         assert start("--resume", out, "--quiet").wait(timeout=180) == 0
         return {name: (out / name).read_bytes() for name in names}
 

@@ -1,3 +1,4 @@
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -6,7 +7,9 @@ import pytest
 
 from tests.helpers import SPACE
 from tuner.budget import Kind
-from tuner.store import SCHEMA_VERSION, Store
+from tuner.files import CannotWriteError
+from tuner.schema import SCHEMA_VERSION
+from tuner.store import Store
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
 
@@ -143,3 +146,137 @@ def test_the_held_time_outlives_its_process_without_a_commit(path):
     store = Store(path, create=False)
     assert (store.held(1), store.held(2), store.held(10**6)) == (123_456_789_012, 0, 0)
     store.close()
+
+
+def limit_file_size(size):
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+
+
+@pytest.fixture
+def no_room():
+    """From its call on no file grows any more; a write is refused half-way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda path: limit_file_size(path.stat().st_size)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_refused_commit_is_named_and_the_last_good_state_goes_on(path, no_room):
+    trials = fill(path)
+    store = Store(path, create=False)
+    history = store.history(store.runs()[0])
+    acknowledged = 2
+
+    def go_on():
+        nonlocal acknowledged
+        for number in range(2, 2000):
+            history.start(Trial(number, {"x": 0.5, "y": 0.5}, 1, 5, note="n" * 99))
+            store.commit()
+            acknowledged += 1
+
+    no_room(path)
+    with pytest.raises(CannotWriteError, match=f"^{path} cannot be written: the disk"):
+        go_on()
+    assert 2 < acknowledged < 2000
+    store.pause("the disk is full")
+    store.close()
+    limit_file_size(resource.RLIM_INFINITY)
+    store = Store(path, create=False)
+    found = store.history(store.runs()[0]).trials
+    assert found[:2] == trials
+    assert len(found) >= acknowledged
+    store.close()
+
+
+class FullUntilFreed(sqlite3.Connection):
+    """A connection whose commits are refused while the reserve takes up the room."""
+
+    reserve = None
+
+    def execute(self, statement, *values):
+        if statement == "COMMIT" and self.reserve is not None and self.reserve.exists():
+            super().execute("ROLLBACK")  # as SQLite itself does
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return super().execute(statement, *values)
+
+
+def test_the_reserve_pays_for_the_last_words(path, monkeypatch):
+    trials = fill(path)
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=FullUntilFreed)
+    )
+    store = Store(path, create=False)
+    row = store.runs()[0]
+    history = store.history(row)
+    reserve = path.with_name("study.sqlite.reserve")
+    assert reserve.stat().st_size == 1 << 20
+    history.start(Trial(2, {"x": 0.5, "y": 0.5}, 1, 5))
+    history.observe(2, Observation(1, 0.25, 7, 30))
+    store.charge(row.id, {Kind.TRAIN: 7}, 2)
+    assert store.meta("paused") is None  # which has the rows written before they are committed
+    FullUntilFreed.reserve = reserve
+    with pytest.raises(CannotWriteError, match="the disk is full"):
+        store.commit()
+    FullUntilFreed.reserve = None
+    store.pause("the disk is full")
+    store.close()
+    monkeypatch.undo()
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT value FROM meta WHERE key = 'paused'").fetchall() == [
+        ('"the disk is full"',)
+    ]
+    db.close()
+    store = Store(path, create=False)
+    assert store.meta("paused") is None
+    found = store.history(row)
+    assert found.trials[:2] == trials
+    assert found[2].curve == (Observation(1, 0.25, 7, 30),)  # the refused commit, after all
+    assert store.budget(row).ledger[Kind.TRAIN] == 28
+    store.close()
+    assert not reserve.exists()
+
+
+def test_of_a_study_that_could_not_be_made_nothing_is_left(path, no_room, tmp_path):
+    path.write_bytes(bytes(8192))
+    no_room(path)  # less than the tables need, and than the reserve
+    path.unlink()
+    with pytest.raises(CannotWriteError, match="the disk is full"):
+        Store(path, create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "table"),
+    [
+        ("UPDATE observation SET score = 0.99 WHERE epoch = 2", "observation"),
+        ("UPDATE charge SET train = train - 1 WHERE number = 0", "charge"),
+        ("UPDATE trial SET seed = 5 WHERE number = 1", "trial"),
+        ("UPDATE run SET budget_ns = budget_ns * 2", "run"),
+        ("UPDATE meta SET value = '\"min\"' WHERE key = 'mode'", "meta"),
+    ],
+)
+def test_a_row_that_was_altered_is_never_believed(path, change, table):
+    fill(path)
+    store = Store(path, create=False)
+    store.set_meta("mode", "max")
+    store.commit()
+    store.close()
+    db = sqlite3.connect(path)
+    assert db.execute(change).rowcount == 1
+    db.commit()
+    db.close()
+    with pytest.raises(ValueError, match=f"{path} is damaged: a row of its table {table}"):
+        Store(path, create=False)
+
+
+def test_tables_that_are_not_ours_are_refused(path):
+    fill(path)
+    db = sqlite3.connect(path)
+    db.execute("CREATE TRIGGER t AFTER INSERT ON charge BEGIN DELETE FROM trial; END")
+    db.commit()
+    db.close()
+    with pytest.raises(ValueError, match="its tables are not those of a study"):
+        Store(path, create=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.store import Store
+from tests.helpers import alter
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -217,12 +217,10 @@ def finished(tmp_path_factory):
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
-    store = Store(folder / "study.sqlite", create=False)
     # The closed trials are changed behind the store's back, as a hostile file would be.
-    store._db.execute("UPDATE trial SET reason = ?, note = ?", (HOSTILE, HOSTILE))
-    store._db.execute("UPDATE run SET searcher = ?", (HOSTILE,))
-    store.commit(force=True)
-    store.close()
+    study = folder / "study.sqlite"
+    alter(study, "UPDATE trial SET reason = ?, note = ?", HOSTILE, HOSTILE)
+    alter(study, "UPDATE run SET searcher = ?", HOSTILE)
     return folder
 
 
