@@ -78,9 +78,9 @@ class Store(StudyReader):
         try:
             if create and path.exists():  # asked under the lock: another may just have made it
                 raise ValueError(f"{path} exists already and holds a study; choose another place")
+            is_new = create
             self._reserve = Reserve(path.with_name(path.name + ".reserve"))
             if create:
-                is_new = True
                 write_atomically(path, _new_study())
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._perform(self._open)
