@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.torture import searchers
 from tests.torture.campaign import Campaign
 
-CAMPAIGNS: tuple[Campaign, ...] = ()
+CAMPAIGNS: tuple[Campaign, ...] = (*searchers.CAMPAIGNS,)
