@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.torture import searchers
+from tests.torture import searchers, spending
 from tests.torture.campaign import Campaign
 
-CAMPAIGNS: tuple[Campaign, ...] = (*searchers.CAMPAIGNS,)
+CAMPAIGNS: tuple[Campaign, ...] = (
+    *searchers.CAMPAIGNS,
+    *spending.CAMPAIGNS,
+)

@@ -38,7 +38,7 @@ SPACES = {
     "single": SearchSpace(a=Choice(("only",))),
     "narrow": SearchSpace(x=Float(1.0, math.nextafter(1.0, 2.0)), y=Float(-1e-300, 1e-300)),
     "wide": SearchSpace(x=Float(-1e300, 1e300), y=Float(1e-300, 1e300, log=True)),
-    "many": SearchSpace(n=Int(0, 10**9), k=Int(1, 10**6, log=True)),
+    "many": SearchSpace(n=Int(0, 10**5), k=Int(1, 10**6, log=True)),
 }
 SCORES: dict[str, Callable[[np.random.Generator], float]] = {
     "equal": lambda g: 0.5,
@@ -243,7 +243,7 @@ CAMPAIGNS = (
         "every searcher answers adversarial histories with a legal new point, or says why not",
         answers,
         nightly=5_000,
-        short=40,
+        short=20,
     ),
     Campaign(
         "P10",
@@ -257,6 +257,6 @@ CAMPAIGNS = (
         "an answer after 500 trials, with thousands in flight",
         crowds,
         nightly=160,
-        short=8,
+        short=4,
     ),
 )
