@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.torture import searchers, spending
+from tests.torture import clocks, searchers, spending, twins
 from tests.torture.campaign import Campaign
 
 CAMPAIGNS: tuple[Campaign, ...] = (
     *searchers.CAMPAIGNS,
     *spending.CAMPAIGNS,
+    *twins.CAMPAIGNS,
+    *clocks.CAMPAIGNS,
 )

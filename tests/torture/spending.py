@@ -11,7 +11,7 @@ import numpy as np
 from models.layout import Layout
 from tests.helpers import SPACE
 from tests.torture.campaign import Campaign, Found
-from tests.torture.scripted import SECOND, Habits, ScriptedPool, WatchedRunner, World
+from tests.torture.scripted import SECOND, Habits, ScriptedPool, WatchedRunner, World, quick_store
 from tuner.budget import Kind
 from tuner.entry import make_entry
 from tuner.fidelity import POLICIES
@@ -65,10 +65,7 @@ class Study:
 
     def _run(self, *, create: bool) -> list[str] | None:
         """One driver's life; None where it was interrupted or killed."""
-        store = Store(self.folder / "study.sqlite", create=create)
-        store._db.execute("COMMIT")
-        store._db.execute("PRAGMA synchronous = OFF")  # nobody pulls the plug here
-        store._db.execute("BEGIN")
+        store = quick_store(self.folder / "study.sqlite", create=create)
         if create:
             store.add_run(self.entry, 0, SPACE, EPOCHS, self.budget_ns)
             store.commit()

@@ -1,11 +1,14 @@
+import os
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.helpers import SPACE
 from tuner.budget import Kind
+from tuner.reader import Snapshot
 from tuner.store import SCHEMA_VERSION, Store
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
@@ -143,3 +146,13 @@ def test_the_held_time_outlives_its_process_without_a_commit(path):
     store = Store(path, create=False)
     assert (store.held(1), store.held(2), store.held(10**6)) == (123_456_789_012, 0, 0)
     store.close()
+
+
+def test_a_study_from_before_the_clock_was_set_back_can_be_read(tmp_path):
+    store = Store(tmp_path / "study.sqlite", create=True)
+    store.add_run("random", 0, SPACE, 2, 10**9)
+    store.commit()
+    store.close()
+    tomorrow = time.time() + 86_400
+    os.utime(store.path, (tomorrow, tomorrow))
+    assert [row.searcher for row in Snapshot(store.path).runs()] == ["random"]
