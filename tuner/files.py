@@ -7,8 +7,11 @@ import fcntl
 import json
 import os
 import socket
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -41,20 +44,26 @@ class HeldElsewhereError(ValueError):
 class FileLock:
     """An advisory lock on `path`, which the kernel drops when its holder dies.
 
-    Raises HeldElsewhereError, naming the holder, where another process has it.
+    No child keeps it: one that runs another program has the file closed, and so has one that was
+    forked. Raises HeldElsewhereError, naming the holder, where another process has it.
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
-        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by release
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read(400).strip() or "unknown"
-            self._file.close()
-            raise HeldElsewhereError(
-                f"{purpose} is in use by another process: {holder}; wait for it or stop it first"
-            ) from None
+        while True:
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by release
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(self._file)
+                self._file.close()
+                raise HeldElsewhereError(
+                    f"{purpose} is in use by another process: {holder}; wait for it or stop it "
+                    "first"
+                ) from None
+            if _is_at(path, self._file):
+                break
+            self._file.close()  # somebody removed it meanwhile, and it locks nobody out
+        _held.add(self)
         self._file.truncate(0)
         self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         self._file.flush()
@@ -62,6 +71,42 @@ class FileLock:
     def release(self) -> None:
         """Let go; the file stays, since removing it would race with the next holder."""
         self._file.close()
+
+
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """Close a forked child's copies, or the locks would last as long as it does."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(file: TextIO) -> str:
+    """Who holds the lock, in its own words, which follow a moment after it has it."""
+    words = ""
+    for _ in range(20):
+        file.seek(0)
+        words = file.read(400).strip()
+        with contextlib.suppress(ValueError, KeyError, TypeError, PermissionError):
+            who = json.loads(words)
+            if who["host"] != socket.gethostname():
+                return words
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(who["pid"], 0)
+                return words
+        time.sleep(0.01)
+    return words or "unknown"
 
 
 @contextlib.contextmanager

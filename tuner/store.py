@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tuner.budget import Costs, Kind
-from tuner.files import FileLock
+from tuner.files import FileLock, HeldElsewhereError
 from tuner.history import History
 from tuner.reader import SCHEMA_VERSION, RunRow, StudyReader
 from tuner.space import SearchSpace
@@ -90,6 +90,7 @@ class Store(StudyReader):
         self._observations: list[_Row] = []
         self._charges: list[_Row] = []
         self._clocks: dict[int, int] = {}
+        self._fence: int | None = None  # which opening of the study this is
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             if not create:
@@ -107,6 +108,8 @@ class Store(StudyReader):
             with open(path.with_name(path.name + ".held"), "a+b") as file:
                 file.truncate(8 * 4096)
                 self._held = memoryview(mmap.mmap(file.fileno(), 8 * 4096)).cast("q")
+            self._fence = (self.meta("fence") or 0) + 1
+            self.set_meta("fence", self._fence)
         except sqlite3.Error as error:
             self._lock.release()
             raise ValueError(f"{path} is damaged or is no study: {error}") from error
@@ -180,9 +183,21 @@ class Store(StudyReader):
         now = time.monotonic()
         if force or now - self._committed >= self.commit_every_s:
             self._write()
+            self._check_fence()
             self._db.execute("COMMIT")
             self._db.execute("BEGIN")
             self._committed = now
+
+    def _check_fence(self) -> None:
+        """Refuse to write where another driver has opened the study since.
+
+        The lock sees to it that none can, unless somebody removes the lock's file.
+        """
+        if self.meta("fence") != self._fence:
+            raise HeldElsewhereError(
+                f"the study {self.path} was taken over by another process, which its lock should "
+                "have kept out: was the lock's file removed? Nothing more is written here"
+            )
 
     def _write(self) -> None:
         """Bring the tables up to date, within the transaction."""

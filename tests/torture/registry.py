@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.torture import clocks, searchers, spending, twins
+from tests.torture import clocks, owners, searchers, spending, twins
 from tests.torture.campaign import Campaign
 
 CAMPAIGNS: tuple[Campaign, ...] = (
@@ -10,4 +10,5 @@ CAMPAIGNS: tuple[Campaign, ...] = (
     *spending.CAMPAIGNS,
     *twins.CAMPAIGNS,
     *clocks.CAMPAIGNS,
+    *owners.CAMPAIGNS,
 )
