@@ -36,6 +36,8 @@ class TrainingRunner:
     def __init__(self, pool: WorkerPool, key: str) -> None:
         self._pool, self._key = pool, key
         self._meters: list[DeviceMeter] = []
+        self._deadline = 0
+        self._late: set[int] = set()  # jobs that were given when it had passed
         self._is_interrupted = False
         # Trials that went down with a worker together: one of them may be at fault.
         self._suspects: set[int] = set()
@@ -74,8 +76,9 @@ class TrainingRunner:
         self._pool.wait_until_ready()
         now = time.monotonic_ns()
         self._meters = [DeviceMeter(now) for _ in self._pool.setup.devices]
+        self._deadline = now + allowance_ns // len(self._meters)
         for worker in self._pool.workers:
-            worker.block.words[DEADLINE] = now + allowance_ns // len(self._meters)
+            worker.block.words[DEADLINE] = self._deadline
 
     def release(self) -> list[Event]:
         """All devices were held until the last training on any of them ended.
@@ -113,7 +116,9 @@ class TrainingRunner:
         )
         now = time.monotonic_ns()
         job = self._pool.give(worker, trial, until_epoch, self._key)
-        self._meters[worker.device].claim(job, now)
+        if now > self._deadline:  # the driver was slow; no batch of it will begin
+            self._late.add(job)
+        self._meters[worker.device].claim(job, min(now, self._deadline))
         if self._is_interrupted:
             self.interrupt()
 
@@ -171,11 +176,16 @@ class TrainingRunner:
         meter = self._meters[worker.device]
         if message["is"] == "crash" or not meter.has(worker.start_key):
             return []
-        share = meter.drop(worker.start_key, int(message["at"]))
+        share = meter.drop(worker.start_key, min(int(message["at"]), self._deadline))
         return [self._paid(None, Kind.WARM_UP, share)]
 
     def _funeral(self, worker: PooledWorker, at: int) -> list[Event]:
-        """A worker died: every trial that it had is interrupted, and a new one is started."""
+        """A worker died: every trial that it had is interrupted, and a new one is started.
+
+        Past the deadline the device is held for no worker that is dead or starts, however late the
+        driver comes to know of it.
+        """
+        at = min(at, self._deadline)
         meter, jobs = self._meters[worker.device], list(worker.jobs.values())
         reason = self._pool.cause_of_death(worker)
         events = []
@@ -196,6 +206,8 @@ class TrainingRunner:
     def _event(self, worker: PooledWorker, job: Job, message: dict[str, Any]) -> Event:
         """What a worker says of one of its trials."""
         meter, at = self._meters[worker.device], int(message["at"])
+        if job.id in self._late:
+            at = min(at, self._deadline)
         kind = _EVENTS[message["is"]]
         ends = kind is not EventKind.EPOCH or bool(message["ends"])
         used = meter.drop(job.id, at) if ends else meter.settle(job.id, at)

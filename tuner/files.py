@@ -8,9 +8,11 @@ import fcntl
 import json
 import os
 import socket
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 from tuner.failpoints import Place, reach
 
@@ -133,24 +135,30 @@ class HeldElsewhereError(ValueError):
 class FileLock:
     """An advisory lock on `path`, which the kernel drops when its holder dies.
 
-    Raises HeldElsewhereError, naming the holder, where another process has it, and
+    No child keeps it: one that runs another program has the file closed, and so has one that was
+    forked. Raises HeldElsewhereError, naming the holder, where another process has it, and
     CannotWriteError where there can be no such file.
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
-        try:
-            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by release
-        except OSError as error:
-            raise CannotWriteError.of(path, error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read(400).strip() or "unknown"
-            self._file.close()
-            raise HeldElsewhereError(
-                f"{purpose} is in use by another process: {holder}; wait for it or stop it first"
-            ) from None
+        while True:
+            try:
+                self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by release
+            except OSError as error:
+                raise CannotWriteError.of(path, error) from error
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(self._file)
+                self._file.close()
+                raise HeldElsewhereError(
+                    f"{purpose} is in use by another process: {holder}; wait for it or stop it "
+                    "first"
+                ) from None
+            if _is_at(path, self._file):
+                break
+            self._file.close()  # somebody removed it meanwhile, and it locks nobody out
+        _held.add(self)
         with contextlib.suppress(OSError):  # on a full disk it is a lock without a name
             self._file.truncate(0)
             self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
@@ -160,6 +168,42 @@ class FileLock:
         """Let go; the file stays, since removing it would race with the next holder."""
         with contextlib.suppress(OSError):  # of a name that still cannot be written
             self._file.close()
+
+
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """Close a forked child's copies, or the locks would last as long as it does."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(file: TextIO) -> str:
+    """Who holds the lock, in its own words, which follow a moment after it has it."""
+    words = ""
+    for _ in range(20):
+        file.seek(0)
+        words = file.read(400).strip()
+        with contextlib.suppress(ValueError, KeyError, TypeError, PermissionError):
+            who = json.loads(words)
+            if who["host"] != socket.gethostname():
+                return words
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(who["pid"], 0)
+                return words
+        time.sleep(0.01)
+    return words or "unknown"
 
 
 @contextlib.contextmanager

@@ -196,10 +196,15 @@ def still_copy(path: Path) -> tuple[bytes, bytes]:
     Raises ValueError where there is no such file, or no such moment.
     """
     until = time.monotonic() + _PATIENCE_S
+    seen, since = None, 0
     while time.monotonic() < until:
         before = _marks(path)
-        # Times on disk are coarse: what was written just now could be written again unseen.
-        if time.time_ns() - max(before[1], before[-1]) > _QUIET_NS:
+        if before != seen:
+            seen, since = before, time.monotonic_ns()
+        # Times on disk are coarse: what was written just now could be written again unseen. Where
+        # the clock was set back they are yet to come, and it is watched whether anybody writes.
+        age_ns = time.time_ns() - max(before[1], before[-1])
+        if max(age_ns, time.monotonic_ns() - since) > _QUIET_NS:
             data = path.read_bytes()
             journal = journal_of(path).read_bytes() if before[3] else b""
             if _marks(path) == before:

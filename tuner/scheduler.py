@@ -235,10 +235,14 @@ class Scheduler:
         except BaseException:
             self._runner.release()  # and record nothing: a transaction may be half written
             raise
+        held_ns = self._base_ns + self._runner.held_ns
+        kind = Kind.SEARCH if self._runner.free_slots else Kind.WARM_UP
         for event in self._runner.release():
             self._recorder.charge(event.costs, None)
-        self._recorder.commit()
         self.finished = not self._interrupted and not over
+        if self.finished:
+            self._recorder.charge({kind: self._late_ns(held_ns)}, None)
+        self._recorder.commit()
         if self.finished:
             reason = "the search ended" if self.next_epoch_ns is None else "budget spent"
             for trial in self.history.running:
@@ -249,6 +253,17 @@ class Scheduler:
     def _is_starting(self) -> bool:
         """Whether no slot is free though nothing runs: a worker is being started, to wait for."""
         return not self._runner.free_slots and self._affordable_epochs(None) > 0
+
+    def _late_ns(self, held_ns: int) -> int:
+        """Of `held_ns` what nobody has paid for, where it took the time for another epoch.
+
+        The devices are given back with the last training. But where the driver, or the start of a
+        worker, was so slow that what was left then buys an epoch no longer, they waited for it.
+        """
+        left_ns, next_ns = self.budget.remaining_ns, self.next_epoch_ns
+        late_ns = held_ns - self.budget.spent_ns
+        is_why = next_ns is not None and left_ns >= next_ns > left_ns - late_ns
+        return min(late_ns, left_ns) if is_why else 0
 
     # -- what to do next -------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +18,8 @@ Config: TypeAlias = Mapping[str, Value]
 Units: TypeAlias = NDArray[np.float64]
 """Coordinates in [0, 1]."""
 
+_LARGEST = sys.float_info.max
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -24,10 +27,12 @@ def _is_number(value: object) -> bool:
 
 def _check_range(kind: str, low: float, high: float, log: bool) -> None:
     for end in (low, high):
-        if not _is_number(end) or not math.isfinite(end):
+        if not _is_number(end) or not abs(end) <= _LARGEST:
             raise ValueError(f"{kind} needs two finite numbers, got {low!r} and {high!r}")
     if not low < high:
         raise ValueError(f"{kind} needs low < high, got [{low}, {high}], an empty range")
+    if high - low > _LARGEST:
+        raise ValueError(f"{kind} needs a range that a float can span, got [{low}, {high}]")
     if log and low <= 0:
         raise ValueError(f"{kind} on a log scale needs low > 0, got {low}: zero has no logarithm")
 

@@ -21,7 +21,14 @@ from typing import Any, TypeAlias
 
 from tuner.budget import Costs, Kind
 from tuner.failpoints import Place, reach
-from tuner.files import CannotWriteError, FileLock, Reserve, allocate, write_atomically
+from tuner.files import (
+    CannotWriteError,
+    FileLock,
+    HeldElsewhereError,
+    Reserve,
+    allocate,
+    write_atomically,
+)
 from tuner.history import History
 from tuner.reader import RunRow, StudyReader, journal_of
 from tuner.schema import SCHEMA, SCHEMA_VERSION, checksum, put
@@ -74,6 +81,7 @@ class Store(StudyReader):
         self._clocks: dict[int, int] = {}
         self._since: list[tuple[str, list[_Row]]] = []  # statements since the last commit
         self._executed = 0  # of those
+        self._fence: int | None = None  # which opening of the study this is
         is_new = False
         try:
             if create and path.exists():  # asked under the lock: another may just have made it
@@ -105,6 +113,8 @@ class Store(StudyReader):
         self._db.execute("BEGIN")
         if self.meta("paused") is not None:
             self.set_meta("paused", None)
+        self._fence = (self.meta("fence") or 0) + 1
+        self.set_meta("fence", self._fence)
 
     def _give_up(self, *, is_new: bool) -> None:
         """Let go of what was opened so far; of a study that could not be made, remove it."""
@@ -203,6 +213,17 @@ class Store(StudyReader):
         statement = put(table, "INSERT OR REPLACE" if table in _REPLACED else "INSERT")
         self._since.append((statement, [(*row, checksum(row)) for row in rows]))
 
+    def _check_fence(self) -> None:
+        """Refuse to write where another driver has opened the study since.
+
+        The lock sees to it that none can, unless somebody removes the lock's file.
+        """
+        if self.meta("fence") != self._fence:
+            raise HeldElsewhereError(
+                f"the study {self.path} was taken over by another process, which its lock should "
+                "have kept out: was the lock's file removed? Nothing more is written here"
+            )
+
     def _write(self) -> None:
         """Bring the tables up to date, within the transaction."""
         if self._clocks:
@@ -223,6 +244,7 @@ class Store(StudyReader):
     def _commit(self) -> None:
         reach(Place.COMMIT_BEFORE)
         self._write()
+        self._check_fence()
         reach(Place.COMMIT_WRITTEN)
         self._db.execute("COMMIT")
         reach(Place.COMMIT_AFTER)

@@ -450,3 +450,27 @@ def test_a_second_row_for_the_same_epoch_is_refused(tmp_path):
     store.put_observation(row.id, 0, Observation(1, 0.5, 10))
     with pytest.raises(sqlite3.IntegrityError):
         store.commit()
+
+
+def test_time_that_the_driver_took_from_the_last_epochs_is_charged_as_search():
+    """Of 100 ns two epochs cost 20; the driver then comes back when 95 have passed."""
+
+    class Late(Scripted):
+        def wait(self):
+            self.held_ns += 10 if self.held_ns == 0 else 85
+            return super().wait()
+
+    runner = Late(epoch(0.5, ends=True), epoch(0.6, ends=True))
+    scheduler = Scheduler(
+        make_searcher("random", SPACE, 0),
+        FullFidelity(),
+        runner,
+        History(1, 100),
+        Recorder(Budget(100)),
+        seed=0,
+    )
+    scheduler.run()
+    assert scheduler.finished
+    assert scheduler.budget.ledger[Kind.TRAIN] == 20
+    assert scheduler.budget.ledger[Kind.SEARCH] == 75  # the devices waited for it until then
+    assert scheduler.budget.remaining_ns == 5  # which buys no epoch

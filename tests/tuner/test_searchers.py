@@ -171,6 +171,17 @@ def test_pending_trials_are_not_proposed_again(name):
     assert (distances[~np.eye(6, dtype=bool)] > 1e-3).all()
 
 
+def test_scores_that_the_model_does_not_look_at_yet_end_in_a_draw_that_says_so():
+    """In flight, all of them before the first rung: a slot that is free then gets an answer."""
+    searcher = make_searcher("freeze-thaw", REAL, 0)
+    history = History(9, 10**6)
+    for number in range(6):
+        history.start(Trial(number, REAL.sample(np.random.default_rng(number)), 0, 2))
+        history.observe(number, Observation(1, 0.1 * number, 1_000))
+    assert REAL.contains(searcher.propose(history.view()))
+    assert searcher.fallback == "the model could not be fitted (FitError): random"
+
+
 adversarial = st.lists(
     st.tuples(
         st.integers(0, 3),  # which of few configurations: duplicates are the rule

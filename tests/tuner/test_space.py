@@ -116,6 +116,8 @@ def test_integer_axes_have_no_value_twice():
         (lambda: Float(math.nan, 1.0), "finite"),
         (lambda: Float(0.0, math.inf), "finite"),
         (lambda: Float("a", 1.0), "finite numbers"),
+        (lambda: Float(-1e308, 1e308), "can span"),
+        (lambda: Int(0, 10**400), "finite numbers"),
         (lambda: Int(3, 2), "empty range"),
         (lambda: Int(0, 9, log=True), "low > 0"),
         (lambda: Int(0.5, 9), "whole"),

@@ -1,13 +1,16 @@
+import os
 import resource
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.helpers import SPACE
 from tuner.budget import Kind
 from tuner.files import CannotWriteError
+from tuner.reader import Snapshot
 from tuner.schema import SCHEMA_VERSION
 from tuner.store import Store
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
@@ -280,3 +283,13 @@ def test_tables_that_are_not_ours_are_refused(path):
     db.close()
     with pytest.raises(ValueError, match="its tables are not those of a study"):
         Store(path, create=False)
+
+
+def test_a_study_from_before_the_clock_was_set_back_can_be_read(tmp_path):
+    store = Store(tmp_path / "study.sqlite", create=True)
+    store.add_run("random", 0, SPACE, 2, 10**9)
+    store.commit()
+    store.close()
+    tomorrow = time.time() + 86_400
+    os.utime(store.path, (tomorrow, tomorrow))
+    assert [row.searcher for row in Snapshot(store.path).runs()] == ["random"]

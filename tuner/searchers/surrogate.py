@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from tuner.history import HistoryView
-from tuner.searchers.fit import Prior, fit
+from tuner.searchers.fit import FitError, Prior, fit
 from tuner.searchers.kernels import Array, Kernel
 from tuner.searchers.posterior import Gaps, Posterior, log_expected_improvement
 from tuner.space import Choice, Config, SearchSpace, Units
@@ -110,8 +110,11 @@ class Surrogate:
         """The process given all data, its hyperparameters fitted to some of the first m of them.
 
         m is a function of n: a few more data hardly move hyperparameters, and fitting them is
-        most of the work. Raises FitError where no fit succeeds.
+        most of the work. Raises FitError where no fit succeeds, or there is nothing to fit to: what
+        is in flight may not have come to an epoch that the model looks at.
         """
+        if len(data) < 2:
+            raise FitError(f"a fit needs two scores, got {len(data)}")
         m = fitted_size(len(data))
         # Of the first m alone, the clamp as well: so the same fit serves until m grows.
         prior = self._fit("score", data.points[:m], data.shown(m), thinned(data.trials[:m]))
