@@ -230,7 +230,7 @@ def _study(study: _Copy, folder: Path, is_held: bool) -> Iterator[Finding]:
         return  # its files are a moment older or newer than the copy
     paused = study.meta("paused")
     if paused:
-        yield Finding(Severity.NOTE, f"paused: {paused}", "then --resume goes on")
+        yield Finding(Severity.NOTE, f"paused: {paused}", "--resume does")
     unfinished = sum(not t.state.is_final for own in trials.values() for t in own)
     if unfinished:
         what = f"{unfinished} trial(s) are not finished"

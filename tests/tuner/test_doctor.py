@@ -211,7 +211,7 @@ def test_why_a_run_was_paused_is_told(tmp_path):
     store = Store(tmp_path / "study.sqlite", create=False)
     store.pause("the disk is full")
     store.close()
-    assert "paused: the disk is full – then --resume goes on" in said(tmp_path)
+    assert "paused: the disk is full – --resume does" in said(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "trials.csv", "curves.csv"])
