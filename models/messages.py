@@ -17,6 +17,7 @@ _OF_A_JOB = {
     "cut": ("job", "spent"),
     "infeasible": ("job", "spent", "reason"),
     "unusable": ("job", "spent", "reason"),
+    "unwritable": ("path", "number", "reason"),
     "ready": ("device", "image"),
     "measured": ("step_ns", "batches"),
     "tested": ("score",),

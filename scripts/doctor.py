@@ -50,7 +50,10 @@ def doctor(
     with plain_errors("doctor"):
         versions = installed_versions(*_PACKAGES)
         if folder is not None:
-            findings = examine(folder, versions)
+            try:
+                findings = examine(folder, versions)
+            except PermissionError as error:
+                raise ValueError(f"{error.filename} may not be read by you") from error
         else:
             from models.machine import check_training
             from tuner.machine import check_machine

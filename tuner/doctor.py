@@ -34,6 +34,7 @@ from tuner.schema import (
     objects,
     select,
 )
+from tuner.store import HELD_BYTES, held_ns
 from tuner.trial import Checkpoint, Trial
 
 _COMPARED = (
@@ -230,7 +231,7 @@ def _study(study: _Copy, folder: Path, is_held: bool) -> Iterator[Finding]:
         return  # its files are a moment older or newer than the copy
     paused = study.meta("paused")
     if paused:
-        yield Finding(Severity.NOTE, f"paused: {paused}", "then --resume goes on")
+        yield Finding(Severity.NOTE, f"paused: {paused}", "--resume does")
     unfinished = sum(not t.state.is_final for own in trials.values() for t in own)
     if unfinished:
         what = f"{unfinished} trial(s) are not finished"
@@ -338,12 +339,18 @@ def _ledger(
 def _held(study: _Copy, folder: Path, rows: list[RunRow]) -> Iterator[Finding]:
     """What a killed driver had held and not recorded."""
     try:
-        words = memoryview((folder / "study.sqlite.held").read_bytes()).cast("q")
-    except (OSError, TypeError):
-        yield Finding(Severity.WARNING, "study.sqlite.held is missing or cut", "it is made anew")
+        data = (folder / "study.sqlite.held").read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if len(data) != HELD_BYTES:
+        what = (
+            "study.sqlite.held, with the time that a driver held and did not record, is not whole"
+        )
+        yield Finding(Severity.WARNING, what, "that time, if there was any, will not be charged")
         return
+    words = memoryview(data).cast("q")
     for row in rows:
-        lost = (words[row.id] if row.id < len(words) else 0) - study.budget(row).spent_ns
+        lost = held_ns(words, row.id) - study.budget(row).spent_ns
         if lost > 0:
             what = f"{row.searcher} {row.seed}: {to_minutes(lost):.3f} minutes were held when its "
             yield Finding(

@@ -97,14 +97,17 @@ class Race:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, context, _depend_on_driver) as pool:
             waiting = {pool.submit(replay, run.row): run for run in new}
-            while waiting and not self.is_interrupted:
-                done, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result().give_to(waiting.pop(future))
-                self._on_change()
-            if self.is_interrupted:
-                for process in multiprocessing.active_children():
-                    process.terminate()
+            try:
+                while waiting and not self.is_interrupted:
+                    done, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result().give_to(waiting.pop(future))
+                    self._on_change()
+            finally:
+                if waiting:  # interrupted, or their results cannot be kept
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for process in multiprocessing.active_children():
+                        process.terminate()
         self.go()
 
     def interrupt(self) -> None:

@@ -48,7 +48,8 @@ _REFUSALS = {
 }
 
 _REPLACED = ("meta", "run", "trial")
-_HELD_BYTES = 8 * 4096
+_HELD_RUNS, _HELD_COPIES = 4096, 3
+HELD_BYTES = 8 * _HELD_RUNS * _HELD_COPIES
 
 
 class Store(StudyReader):
@@ -94,8 +95,8 @@ class Store(StudyReader):
             self._perform(self._open)
             self._runs = {row.id: row for row in self.runs()}
             with open(path.with_name(path.name + ".held"), "a+b") as file:
-                allocate(file, _HELD_BYTES)
-                self._held = memoryview(mmap.mmap(file.fileno(), _HELD_BYTES)).cast("q")
+                allocate(file, HELD_BYTES)
+                self._held = memoryview(mmap.mmap(file.fileno(), HELD_BYTES)).cast("q")
         except BaseException as error:
             self._give_up(is_new=is_new)
             if isinstance(error, sqlite3.Error):
@@ -291,12 +292,13 @@ class Store(StudyReader):
         It outlives the driver (not a power cut), so that a resume can charge as lost what a
         killed driver had held and not recorded.
         """
-        if run < len(self._held):
-            self._held[run] = ns
+        if run < _HELD_RUNS:
+            for copy in range(_HELD_COPIES):
+                self._held[copy * _HELD_RUNS + run] = ns
 
     def held(self, run: int) -> int:
         """The last value of `set_held`, in nanoseconds; 0 where there was none."""
-        return self._held[run] if run < len(self._held) else 0
+        return held_ns(self._held, run)
 
     def close(self) -> None:
         """Close the file and let go of the lock; what was not committed is dropped."""
@@ -344,6 +346,16 @@ def _new_study() -> bytes:
         row = ("schema", json.dumps(SCHEMA_VERSION))
         db.execute(put("meta"), (*row, checksum(row)))
         return db.serialize()
+
+
+def held_ns(words: memoryview, run: int) -> int:
+    """What a file of held times says of a run: of its copies the middle one.
+
+    So one that was damaged, or not yet written when the driver was killed, is outvoted.
+    """
+    if run >= _HELD_RUNS:
+        return 0
+    return int(sorted(words[copy * _HELD_RUNS + run] for copy in range(_HELD_COPIES))[1])
 
 
 def _row_of(run: int, trial: Trial) -> _Row:

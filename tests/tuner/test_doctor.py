@@ -206,12 +206,20 @@ def test_what_a_killed_driver_left_is_a_note(tmp_path):
     assert any("2.000 minutes were held when its driver ended" in line for line in notes)
 
 
+def test_a_file_of_held_times_that_is_cut_is_a_warning(tmp_path):
+    path = make(tmp_path) / "study.sqlite.held"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "is not whole" in one(tmp_path, Severity.WARNING)
+    path.unlink()
+    assert "is not whole" in one(tmp_path, Severity.WARNING)
+
+
 def test_why_a_run_was_paused_is_told(tmp_path):
     make(tmp_path)
     store = Store(tmp_path / "study.sqlite", create=False)
     store.pause("the disk is full")
     store.close()
-    assert "paused: the disk is full – then --resume goes on" in said(tmp_path)
+    assert "paused: the disk is full – --resume does" in said(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "trials.csv", "curves.csv"])

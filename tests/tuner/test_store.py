@@ -151,6 +151,22 @@ def test_the_held_time_outlives_its_process_without_a_commit(path):
     store.close()
 
 
+def test_a_damaged_copy_of_the_held_time_is_outvoted(path):
+    fill(path)
+    store = Store(path, create=False)
+    store.set_held(1, 123)
+    store.close()
+    held = path.with_name("study.sqlite.held")
+    whole = held.read_bytes()
+    places = [at for at in range(0, len(whole), 8) if whole[at] == 123]
+    assert len(places) == 3
+    for at in places:
+        held.write_bytes(whole[: at + 7] + b"\x40" + whole[at + 8 :])  # 146 years more
+        store = Store(path, create=False)
+        assert store.held(1) == 123
+        store.close()
+
+
 def limit_file_size(size):
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
