@@ -12,7 +12,11 @@ import typer
 from rich.console import Console
 
 from scripts.stopping import Stopped
+from tuner.escape import visible
 from tuner.scheduler import TrainingBrokenError
+from tuner.terminal import say
+
+_LONGEST = 2_000  # of a message
 
 
 @contextmanager
@@ -28,7 +32,8 @@ def plain_errors(program: str) -> Iterator[None]:
         if not isinstance(error, ValueError) and not is_broken:
             raise
         # One line, whatever the message was made of.
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        line = visible(" ".join(str(error).split()), _LONGEST)
+        print(f"{program}: {line}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
 
@@ -40,7 +45,7 @@ def resumable(folder: Path, console: Console) -> Iterator[None]:
     except Stopped as stopped:
         line = shlex.join([sys.executable, sys.argv[0], "--resume", str(folder)])
         console.print("Stopped; nothing finished is lost. Go on with:")
-        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+        say(console, f"  {line}")
         raise typer.Exit(128 + int(stopped.args[0])) from None
 
 

@@ -20,39 +20,12 @@ from typing import Any, TypeAlias
 from tuner.budget import Costs, Kind
 from tuner.files import FileLock
 from tuner.history import History
-from tuner.reader import SCHEMA_VERSION, RunRow, StudyReader
+from tuner.reader import RunRow, StudyReader, look_at
+from tuner.schema import SCHEMA, SCHEMA_VERSION
 from tuner.space import SearchSpace
 from tuner.trial import Observation, Trial
 
 _KINDS = [kind.value for kind in Kind]
-_SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE run (
-    id INTEGER PRIMARY KEY, searcher TEXT NOT NULL, seed INTEGER NOT NULL, space TEXT NOT NULL,
-    max_epochs INTEGER, budget_ns INTEGER, clock INTEGER NOT NULL DEFAULT 0,
-    test_score REAL, tested TEXT
-) STRICT;
-CREATE TABLE trial (
-    run INTEGER NOT NULL REFERENCES run, number INTEGER NOT NULL, config TEXT NOT NULL,
-    seed INTEGER NOT NULL, target INTEGER NOT NULL, state TEXT NOT NULL,
-    started_ns INTEGER NOT NULL, granted INTEGER NOT NULL, reserved_ns INTEGER NOT NULL,
-    clock INTEGER, partial_ns INTEGER NOT NULL,
-    faults INTEGER NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL,
-    source TEXT NOT NULL, repeat INTEGER NOT NULL, confirms INTEGER,
-    checkpoint TEXT, sha256 TEXT, midway TEXT, midway_sha256 TEXT,
-    PRIMARY KEY (run, number)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE observation (
-    run INTEGER NOT NULL, number INTEGER NOT NULL, epoch INTEGER NOT NULL, score REAL NOT NULL,
-    device_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, metrics TEXT NOT NULL,
-    PRIMARY KEY (run, number, epoch)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE charge (
-    id INTEGER PRIMARY KEY, run INTEGER NOT NULL, number INTEGER,
-    {", ".join(f"{kind} INTEGER NOT NULL" for kind in _KINDS)}
-) STRICT;
-CREATE INDEX charge_of_run ON charge (run);
-"""
 _ADD_CHARGE = (
     f"INSERT INTO charge (run, number, {', '.join(_KINDS)}) "  # noqa: S608, names of an enum
     f"VALUES (?, ?, {', '.join('?' * len(_KINDS))})"
@@ -91,6 +64,8 @@ class Store(StudyReader):
         self._charges: list[_Row] = []
         self._clocks: dict[int, int] = {}
         try:
+            if not create:
+                look_at(path)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             if not create:
                 self._check()  # before a pragma could change a file that is not ours
@@ -100,7 +75,7 @@ class Store(StudyReader):
             self._db.execute("PRAGMA trusted_schema = OFF")
             if create:
                 self._db.execute("BEGIN")
-                for statement in _SCHEMA.split(";")[:-1]:
+                for statement in SCHEMA.split(";")[:-1]:
                     self._db.execute(statement)
                 self.set_meta("schema", SCHEMA_VERSION)
                 self.commit(force=True)

@@ -6,7 +6,8 @@ import pytest
 
 from tests.helpers import SPACE
 from tuner.budget import Kind
-from tuner.store import SCHEMA_VERSION, Store
+from tuner.schema import SCHEMA_VERSION
+from tuner.store import Store
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
 
