@@ -128,7 +128,8 @@ def _message(value: int | memoryview) -> memoryview:
 
 
 def _varints(data: memoryview) -> list[int]:
-    found, at = [], 0
+    found: list[int] = []
+    at = 0
     while at < len(data) and len(found) < 64:
         value, at = _varint(data, at)
         found.append(value)

@@ -88,7 +88,8 @@ class Table:
     @property
     def epochs(self) -> int:
         """The full length of a training."""
-        return self.scores.shape[2]
+        epochs: int = self.scores.shape[2]
+        return epochs
 
     @property
     def is_lattice(self) -> bool:

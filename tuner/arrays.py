@@ -7,7 +7,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,22 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MOST_ITEM = 4 << 20  # bytes of one entry: text is one
 
 
-def arrays_in(data: bytes, kinds: Mapping[str, str], most: int) -> dict[str, NDArray[Any]]:
+def arrays_in(
+    data: bytes, kinds: Mapping[str, str], most: int, only: Collection[str] | None = None
+) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file's content; nothing in it is run, and no name in it is a path.
 
     Args:
         data: the whole file.
         kinds: for each array that may be there the kinds of its dtype, such as "fiu".
         most: entries of all arrays together.
+        only: those that are read; None for all.
 
     Raises:
         ValueError: it is no npz, is damaged, holds something else, or more; in words.
     """
     try:
-        return _arrays_in(data, kinds, most)
+        return _arrays_in(data, kinds, most, only)
     except (
         *(ValueError, TypeError, SyntaxError, EOFError, OverflowError, MemoryError, OSError),
         *(RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
@@ -44,10 +47,12 @@ def arrays_in(data: bytes, kinds: Mapping[str, str], most: int) -> dict[str, NDA
         raise ValueError(f"it is no npz file of this kind: {error}") from error
 
 
-def _arrays_in(data: bytes, kinds: Mapping[str, str], most: int) -> dict[str, NDArray[Any]]:
+def _arrays_in(
+    data: bytes, kinds: Mapping[str, str], most: int, only: Collection[str] | None
+) -> dict[str, NDArray[Any]]:
     _check_directory(data)
     arrays: dict[str, NDArray[Any]] = {}
-    left = most
+    left, seen = most, set()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for member in members:
@@ -56,12 +61,14 @@ def _arrays_in(data: bytes, kinds: Mapping[str, str], most: int) -> dict[str, ND
                 raise ValueError(
                     f"it holds {member.filename!r}, and may hold the arrays {', '.join(kinds)}"
                 )
-            if name in arrays:
+            if name in seen:
                 raise ValueError(f"it holds the array {name} twice")
             if member.compress_type not in _METHODS or member.flag_bits & 1:
                 raise ValueError(f"{name} is compressed or encrypted in a way that is not read")
-            arrays[name] = _array_of(archive, member, name, kinds[name], left)
-            left -= arrays[name].size
+            seen.add(name)
+            if only is None or name in only:
+                arrays[name] = _array_of(archive, member, name, kinds[name], left)
+                left -= arrays[name].size
     return arrays
 
 

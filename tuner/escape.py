@@ -16,8 +16,10 @@ MOST_SHOWN = 200
 # What a terminal obeys instead of showing it (controls), what reorders or hides its neighbours
 # (bidi marks, zero widths, tags), and what no encoding can write (surrogates).
 _HIDDEN_RANGES = (
-    "\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff"
+    "\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff"
 )
 _HIDDEN = re.compile(f"[\x00-\x1f{_HIDDEN_RANGES}]")
 _HIDDEN_IN_JSON = re.compile(f"[{_HIDDEN_RANGES}]")

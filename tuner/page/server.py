@@ -75,6 +75,9 @@ class Guard:
             return _error(421, "This server answers to its own address only.")
         if scope["method"] not in ("GET", "HEAD"):
             return _error(405, "GET and HEAD only.")
+        origins = set(headers.getlist("origin"))
+        if origins - {f"http://{host}" for host in self._hosts}:
+            return _error(403, "Another site asked for this.")
         is_link = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not is_link:
             return _error(403, "Another site asked for this.")
