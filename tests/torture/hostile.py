@@ -22,8 +22,8 @@ from tests.torture.campaign import Campaign, Found
 from tests.torture.strangers import KINDS
 from tuner.budget import Kind, to_ns
 from tuner.history import History
-from tuner.page.film import Scene, film
-from tuner.page.report_page import page_with
+from tuner.page.film import Scene
+from tuner.page.report_page import write_report
 from tuner.reader import RunRow
 from tuner.report import Outcome, write_files
 from tuner.space import Choice, Float, SearchSpace
@@ -75,7 +75,8 @@ def refused_files(n: int, seed: int) -> Found:
                 failures.append(f"{len(files) - len(results)} files were never come to")
             failures += [f"{path} was made" for path in folder.rglob("pwned*")]
             victims = list(folder.rglob("victim"))
-            lost = sum(trick == "a journal that names a file" for _, trick in chosen[start:][:_BATCH])
+            batch = [trick for _, trick in chosen[start : start + _BATCH]]
+            lost = batch.count("a journal that names a file")
             failures += ["a victim was deleted"] * (lost - len(victims))
     notes = {
         "tricks": len(CORPUS),
@@ -219,11 +220,11 @@ def outcome_of(names: list[str]) -> tuple[Outcome, dict[str, Any]]:
     knobs = names[:6]
     domains = [Choice(tuple(names)), *(Float(0.0, 1.0) for _ in knobs[1:])]
     space = SearchSpace(dict(zip(knobs, domains, strict=True)))
-    history = History(1, to_ns(9))
+    history = History(1, to_ns(9))  # of equal scores: what mattered is not the question here
     for number, name in enumerate(names):
         config = {knobs[0]: name, **dict.fromkeys(knobs[1:], 0.5)}
         history.start(Trial(number, config, 0, 1, note=name, started_ns=number))
-        history.observe(number, Observation(1, 0.5 + number / 10_000, 10, number + 10))
+        history.observe(number, Observation(1, 0.5, 10, number + 10))
         history.close(number, TrialState.COMPLETED, name)
     row = RunRow(1, names[0], 0, space, 1, to_ns(9), 0, None, None)
     ledger = {**dict.fromkeys(Kind, 0), Kind.TRAIN: 10}
@@ -303,9 +304,20 @@ def report_of(outcome: Outcome, title: str) -> str:
     """The report of a race, all of it called so."""
     scene = Scene(outcome.row, outcome.history, outcome.ledger, True, None, 0.5)
     words = {"text": title, "headline": title, "pairs": [], "standings": []}
-    content = film("finished", title, [scene], device=title, unit=title, verdict=words)
-    effects = {"text": title, "shares": None, "epoch": 1, "floor": 0.0, "cells": {}}
-    return page_with({**content, "surfaces": [], "pairs": [], "beliefs": [], "effects": effects})
+    first, second, *_ = outcome.row.space
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "report.html")
+        write_report(
+            path,
+            title,
+            [scene],
+            device=title,
+            unit=title,
+            terrain=None,
+            verdict=words,
+            pair=(first, second),
+        )
+        return path.read_text()
 
 
 def _html_faults(outcome: Outcome) -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tests.torture import hostile, page
 from tests.torture.campaign import Campaign
 
-CAMPAIGNS: tuple[Campaign, ...] = ()
+CAMPAIGNS: tuple[Campaign, ...] = (
+    *hostile.CAMPAIGNS,
+    *page.CAMPAIGNS,
+)

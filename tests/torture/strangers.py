@@ -173,7 +173,9 @@ STUDIES: dict[str, Maker] = {
     ),
     "an index of an expression": by_sql("CREATE INDEX e ON trial (abs(seed))"),
     "a table less": by_sql("DROP TABLE charge"),
-    "a generated column": by_sql("ALTER TABLE charge ADD COLUMN g TEXT AS (hex(zeroblob(run))) VIRTUAL"),
+    "a generated column": by_sql(
+        "ALTER TABLE charge ADD COLUMN g TEXT AS (hex(zeroblob(run))) VIRTUAL"
+    ),
     "a check": by_sql(
         "DROP TABLE meta",
         f"CREATE TABLE meta (key {_IS_PLAIN}, CHECK (length(zeroblob(1e9)) > 0))",
@@ -306,11 +308,14 @@ def packed(
 
 def table(**changes: bytes | np.ndarray | None) -> Maker:
     """A table with some of its members others, or gone."""
-    members = {name: member(array) for name, array in arrays().items()}
-    for name, value in changes.items():
-        members[name] = b"" if value is None else value if isinstance(value, bytes) else member(value)
-    gone = {name for name, value in changes.items() if value is None}
-    return packed([(f"{name}.npy", data) for name, data in members.items() if name not in gone])
+    members = {**arrays(), **changes}
+    return packed(
+        [
+            (f"{name}.npy", value if isinstance(value, bytes) else member(value))
+            for name, value in members.items()
+            if value is not None
+        ]
+    )
 
 
 def good_table(path: Path) -> None:
@@ -395,9 +400,7 @@ TABLES: dict[str, Maker] = {
     "a comment": with_more(comment=b"PK\5\6" + bytes(18)),
     "bzip2": with_more(how=zipfile.ZIP_BZIP2),
     "lzma": with_more(how=zipfile.ZIP_LZMA),
-    "encrypted": by_bytes(
-        lambda data: data.__setitem__(data.index(b"PK\1\2") + 8, 1), table()
-    ),
+    "encrypted": by_bytes(lambda data: data.__setitem__(data.index(b"PK\1\2") + 8, 1), table()),
     "a wrong sum": by_bytes(lambda data: data.__setitem__(60, data[60] ^ 255), table()),
     "the end of a larger zip": by_bytes(
         lambda data: bytes(data[:-22]) + b"PK\6\7" + bytes(16) + bytes(data[-22:]), table()
@@ -448,8 +451,14 @@ _ATTRIBUTED = [
 NETWORKS: dict[str, Maker] = {
     "numbers in another file": network(
         [_LINE],
-        [put(1, 8) + put(1, 6) + put(2, 1) + put(8, "w") + put(14, 1)
-         + put(13, put(1, "location") + put(2, "../../../etc/passwd"))],
+        [
+            put(1, 8)
+            + put(1, 6)
+            + put(2, 1)
+            + put(8, "w")
+            + put(14, 1)
+            + put(13, put(1, "location") + put(2, "../../../etc/passwd"))
+        ],
     ),
     "numbers elsewhere": network([_LINE], [put(1, 8) + put(1, 6) + put(8, "w") + put(14, 1)]),
     "a tensor of 10^9": network([_LINE], [put(1, 10**9) + put(1, 6) + put(2, 1) + put(8, "w")]),
@@ -483,9 +492,7 @@ NETWORKS: dict[str, Maker] = {
     "a number without an end": holding(b"\xff" * 100),
     "8 MiB of notes": holding(model([_LINE], [_ZERO], *_PORTS) + put(6, bytes(8 << 20))),
     "predicts NaN": network([_LINE], [tensor("w", np.full((8, 6), np.nan))]),
-    "other inputs": holding(
-        model([_LINE], [_ZERO], [port("x_cont", FLOAT, 8)], _PORTS[1])
-    ),
+    "other inputs": holding(model([_LINE], [_ZERO], [port("x_cont", FLOAT, 8)], _PORTS[1])),
     "cut short": by_bytes(lambda data: bytes(data[: len(data) // 2]), good_network),
     **NO_FILES,
 }
