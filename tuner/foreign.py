@@ -85,7 +85,7 @@ def parse_json(text: str, most: int = MOST_JSON) -> Any:
 
 def _is_deeper(value: Any, levels: int) -> bool:
     layer = [value]
-    for _ in range(levels + 1):
+    for _ in range(levels):
         inner = [part for part in layer if isinstance(part, (list, dict))]
         layer = [v for part in inner for v in (part.values() if isinstance(part, dict) else part)]
         if not layer:
