@@ -64,11 +64,9 @@ class StudyReader:
 
     def meta(self, key: str) -> Any:
         """The JSON value kept under `key`; None where there is none."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        try:
+        with self._naming():
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
             return None if row is None else parse_json(row[0])
-        except ValueError as error:
-            raise ValueError(f"{self.path} is damaged: {error}") from error
 
     def request(self) -> dict[str, Any]:
         """What `scripts/tune.py` was asked for; empty where the study is a library's."""
@@ -130,8 +128,9 @@ class StudyReader:
 
     def _check(self) -> None:
         """Refuse what is no study, before a query runs anything that somebody put into it."""
-        _disarm(self._db)
-        found = entries_of(self._db)
+        with self._naming():
+            _disarm(self._db)
+            found = entries_of(self._db)
         for kind, name, _, sql in found:
             is_plain = kind in ("table", "index") and not (sql or "").startswith("CREATE VIRTUAL")
             if not is_plain:
@@ -144,12 +143,19 @@ class StudyReader:
             )
         if frozenset(found) != entries():
             raise ValueError(f"{self.path} is no study: its tables are not those of one")
-        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        with self._naming():
+            problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise ValueError(f"{self.path} is damaged: {problem}")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
+        with self._naming():
+            yield
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Whatever reading a damaged file raises is a ValueError with its name."""
         try:
             yield
         except (

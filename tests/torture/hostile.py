@@ -46,7 +46,9 @@ def _read(folder: Path, files: list[tuple[str, Path]]) -> list[dict[str, Any]]:
         text=True,
         cwd=ROOT,
     )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    # Libraries of protocol buffers and the like have words of their own in between.
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"refusal"')]
+    found = [json.loads(line) for line in lines]
     if done.returncode:
         words = " ".join(done.stderr.split())[-300:]
         found.append({"trouble": f"the reader ended with {done.returncode}: {words}"})
