@@ -12,9 +12,9 @@ rise with the epoch; its running maximum is taken. There is no noise: replicates
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscapes.landscape import Curve
+from landscapes.network_file import MOST_BYTES, check_network
+from tuner.foreign import read_capped
 from tuner.space import Config, Float, Int, SearchSpace
 
 SPACE = SearchSpace(
@@ -35,6 +37,7 @@ SPACE = SearchSpace(
 )
 EPOCHS = 52
 _LOOKED_AT = 5_000
+_MOST_MEMORY = 160 << 20
 
 
 class Surrogate:
@@ -98,13 +101,10 @@ def load_surrogate(path: Path) -> Surrogate:
         raise ValueError(
             f"{path} needs onnxruntime, which is not installed; pip install 'tuner[onnx]'"
         ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the rows are few
-    options.log_severity_level = 3
-    data = path.read_bytes()
+    data = read_capped(path, MOST_BYTES)
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        surrogate = Surrogate(path.stem, session, hashlib.sha256(data).hexdigest())
+        check_network(data)
+        surrogate = Surrogate(path.stem, _session(onnxruntime, data), sha256(data).hexdigest())
         middle = SPACE.from_unit(np.full((1, len(SPACE)), 0.5))[0]
         scores, seconds = surrogate.curve(middle, 0)
         if not (np.isfinite(scores).all() and np.isfinite(seconds).all()):
@@ -116,3 +116,36 @@ def load_surrogate(path: Path) -> Surrogate:
             f"one output, n x 6): {reason}"
         ) from error
     return surrogate
+
+
+def _session(onnxruntime: Any, data: bytes) -> Any:
+    """A session of one thread, which takes no more memory than the cap."""
+    _cap_memory()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the rows are few
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Constants are computed when they are asked for, under the cap, and not while loading.
+    return onnxruntime.InferenceSession(
+        data,
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["ConstantFolding"],
+        enable_fallback=0,  # else it prints, and tries the same again
+    )
+
+
+@cache
+def _cap_memory() -> None:
+    """What all networks of the process may take together; once for each process."""
+    import onnxruntime
+
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    where = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    arena = {
+        "max_mem": _MOST_MEMORY,
+        "arena_extend_strategy": 1,
+        "initial_chunk_size_bytes": -1,
+        "max_dead_bytes_per_chunk": -1,
+    }
+    onnxruntime.create_and_register_allocator(where, onnxruntime.OrtArenaCfg(arena))

@@ -128,7 +128,7 @@ class Synthetic:
     def _final(self, units: Units, cliff: float) -> NDArray[np.float64]:
         # Beyond exp's range the cliff is 0 or 1 to all digits.
         fall = np.clip((units[:, 0] - cliff) / self.steepness, -500, 500)
-        return CHANCE + (self.trained(units) - CHANCE) / (1 + np.exp(fall))
+        return np.asarray(CHANCE + (self.trained(units) - CHANCE) / (1 + np.exp(fall)))
 
 
 def _hills(heights: list[float], widths: list[float], summits: Units) -> Callable[[Units], Any]:
@@ -179,7 +179,7 @@ def _cliff(dimensions: int) -> Synthetic:
 
     def trained(units: Units) -> NDArray[np.float64]:
         off = ((units[:, 1:] - centre) ** 2).sum(1)
-        return _PLAIN + 0.45 * units[:, 0] - 0.15 * off
+        return np.asarray(_PLAIN + 0.45 * units[:, 0] - 0.15 * off)
 
     about = "Better and better with the learning rate, up to the edge; beyond it training fails."
     summits = np.concatenate([[0.8], centre])[None]

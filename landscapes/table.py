@@ -28,8 +28,6 @@ import io
 import itertools
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,7 +38,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscapes.landscape import Curve
+from tuner.arrays import arrays_in
+from tuner.escape import in_json
 from tuner.files import write_atomically
+from tuner.foreign import parse_json, read_capped, read_json
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, Domain, Int, SearchSpace
 
@@ -49,11 +50,17 @@ RULE = {
     False: "Shepard: the 2 d + 4 nearest settings by distance in the unit cube to the power -(d+1)",
 }
 
-# What reading a damaged file may raise, np.load and its zip archives included.
-_READ_ERRORS = (
-    *(OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+# Of a file, and of all its arrays together: some twenty times a table of LCBench.
+_MOST_FILE = 64 << 20
+_MOST_ITEMS = 4_000_000
+_KINDS = {
+    "space": "U",
+    "configs": "fiu",
+    "scores": "fiu",
+    "seconds": "fiu",
+    "infeasible": "biuf",
+    "seeds": "iu",
+}
 _NO_CARD = {"about": "A table without a card.", "badge": "of unknown origin"}
 
 
@@ -81,7 +88,8 @@ class Table:
     @property
     def epochs(self) -> int:
         """The full length of a training."""
-        return self.scores.shape[2]
+        epochs: int = self.scores.shape[2]
+        return epochs
 
     @property
     def is_lattice(self) -> bool:
@@ -324,7 +332,7 @@ def save_table(path: Path, table: Table) -> None:
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     write_atomically(path, data)
-    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    text = in_json(json.dumps(card, indent=1, ensure_ascii=False)) + "\n"
     write_atomically(path.with_suffix(".json"), text)
 
 
@@ -334,17 +342,15 @@ def load_table(path: Path) -> Table:
     Raises ValueError where it is not that, or not the file that its card is about.
     """
     try:
-        data = path.read_bytes()
-        beside = path.with_suffix(".json")
-        card = json.loads(beside.read_text()) if beside.exists() else dict(_NO_CARD)
-        if not isinstance(card, dict):
-            raise ValueError("the card is not a JSON object")
+        data = read_capped(path, _MOST_FILE)
+        card = _read_card(path.with_suffix(".json"))
         kept = card.get("sha256")
         if kept is not None and kept != hashlib.sha256(data).hexdigest():
             raise ValueError("its SHA-256 is not the one in its card")
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        space = SearchSpace.from_json(json.loads(str(arrays["space"])))
+        arrays = arrays_in(data, _KINDS, _MOST_ITEMS)
+        if arrays["space"].ndim:
+            raise ValueError("the space is one text")
+        space = SearchSpace.from_json(parse_json(str(arrays["space"])))
         scores = np.asarray(arrays["scores"], dtype=np.float64)
         infeasible = arrays.get("infeasible", np.zeros(scores.shape[:2]))
         return Table(
@@ -359,5 +365,14 @@ def load_table(path: Path) -> Table:
         )
     except KeyError as error:
         raise ValueError(f"{path} is no landscape: it has no array {error}") from error
-    except _READ_ERRORS as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is no landscape: {error}") from error
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    if not (path.exists() or path.is_symlink()):
+        return dict(_NO_CARD)
+    card = read_json(path)
+    if not isinstance(card, dict):
+        raise ValueError("the card is not a JSON object")
+    return card

@@ -18,8 +18,10 @@ from safetensors.numpy import save as to_bytes
 
 from tuner.failpoints import Place, reach
 from tuner.files import write_atomically
+from tuner.foreign import read_capped
 
 SUFFIX = ".safetensors"
+_MOST_BYTES = 1 << 30
 
 
 class DamagedCheckpointError(ValueError):
@@ -45,8 +47,8 @@ def save(directory: Path, stem: str, arrays: dict[str, NDArray[Any]]) -> tuple[s
 def load(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     """The arrays that were saved; raises DamagedCheckpointError where the hash does not fit."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = read_capped(path, _MOST_BYTES)
+    except ValueError as error:
         raise DamagedCheckpointError(f"checkpoint {path.name} cannot be read: {error}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedCheckpointError(f"checkpoint {path.name} is damaged: its hash does not fit")

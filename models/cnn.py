@@ -40,7 +40,8 @@ class CNN(nn.Module):
         `keep`, `n x head.in_features`, is dropout's mask with its scale; None where nothing drops.
         """
         features = self.features(x).flatten(1)
-        return self.head(features if keep is None else features * keep)
+        logits: torch.Tensor = self.head(features if keep is None else features * keep)
+        return logits
 
 
 def initial_ranges(network: CNN) -> list[tuple[tuple[int, int], float]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from models.control import MOST_PLACES
 from tuner.files import write_atomically
+from tuner.foreign import read_json
 
 _MARGIN = 1.1  # a layout that is tried later must be this much quicker
 _WIDEST = 256
@@ -51,6 +52,9 @@ class Layout:
         width = "" if self.width == 1 else f", packs of {self.width}"
         how = f"{', grouped' if self.grouped else ''}{', bf16' if self.bf16 else ''}"
         return f"{processes}{threads}{width}{how}"
+
+
+_LARGEST = Layout(4_096, 4_096, MOST_PLACES)  # that is believed where a file says so
 
 
 @dataclass(frozen=True)
@@ -142,18 +146,17 @@ def cache_key(device: str, cores: int, image: Sequence[int]) -> str:
 def read_cache(path: Path, key: str) -> list[Timing]:
     """What was measured before under this key; nothing where the file is missing or is no such."""
     try:
-        content = json.loads(path.read_text())
-        return [from_json(entry) for entry in content[key]]
-    except (OSError, ValueError, KeyError, TypeError):
+        return [from_json(entry) for entry in read_json(path)[key]]
+    except (ValueError, KeyError, TypeError):
         return []  # it is measured again
 
 
 def write_cache(path: Path, key: str, timings: Sequence[Timing]) -> None:
     """Remember a measurement beside those under other keys."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         content = content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
+    except ValueError:
         content = {}
     content[key] = [to_json(timing) for timing in timings]
     try:
@@ -169,5 +172,11 @@ def to_json(timing: Timing) -> dict[str, Any]:
 
 
 def from_json(entry: Mapping[str, Any]) -> Timing:
-    """What `to_json` gave; raises KeyError or TypeError where it is no such."""
-    return Timing(Layout(**entry["layout"]), int(entry["step_ns"]))
+    """What `to_json` gave; raises KeyError, TypeError or ValueError where it is no such."""
+    layout, step_ns = Layout(**entry["layout"]), entry["step_ns"]
+    for name, value in [*asdict(layout).items(), ("step_ns", step_ns)]:
+        is_switch = isinstance(getattr(_LARGEST, name, 0), bool)
+        most = getattr(_LARGEST, name, 1 << 62)
+        if not (type(value) is bool if is_switch else type(value) is int and 1 <= value <= most):
+            raise ValueError(f"a layout's {name} is at most {most}, got {str(value)[:40]}")
+    return Timing(layout, step_ns)

@@ -10,8 +10,7 @@ from typing import Any
 from tuner.failpoints import Place, reach
 
 MAX_MESSAGE = 1 << 20
-_ALWAYS = ("is", "at")
-_OF_A_JOB = {
+_FIELDS = {
     "epoch": ("job", "spent", "score", "loss", "ends", "checkpoint"),
     "paused": ("job", "spent", "checkpoint"),
     "cut": ("job", "spent"),
@@ -47,9 +46,11 @@ def check(message: object) -> None:
     """Raise ValueError where a message is none that a worker sends."""
     if not isinstance(message, dict):
         raise ValueError(f"expected a JSON object, got {type(message).__name__}")
-    missing = [name for name in _ALWAYS if name not in message]
-    missing += [name for name in _OF_A_JOB.get(message.get("is"), ()) if name not in message]
-    if message.get("is") not in _OF_A_JOB:
-        raise ValueError(f"nothing is said by a message that says {message.get('is')!r}")
-    if missing or not isinstance(message["at"], int):
-        raise ValueError(f"a message that says {message.get('is')!r} lacks {', '.join(missing)}")
+    kind = message.get("is")
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise ValueError(f"a worker says nothing such as {str(kind)[:40]!r}")
+    missing = [name for name in ("at", *_FIELDS[kind]) if name not in message]
+    if missing:
+        raise ValueError(f"a message that says {kind!r} lacks {', '.join(missing)}")
+    if not isinstance(message["at"], int):
+        raise ValueError(f"a message comes at a reading of a clock, got {message['at']!r}")

@@ -39,7 +39,7 @@ def separate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tenso
 
 def fused(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The same by the kernels below, on a GPU."""
-    out, mean, inverse = _Normalise.apply(x, scale, shift, eps)  # type: ignore[no-untyped-call]
+    out, mean, inverse = _Normalise.apply(x, scale, shift, eps)
     return out, _statistics(mean, inverse, x.shape[1], eps)
 
 

@@ -193,7 +193,9 @@ class Pack:
         if not self._beginning:
             return
         lanes = sorted(self._beginning)
-        plans = [self._plans.pop(i, None) or self._draw(self._lane(i)) for i in lanes]
+        plans = [
+            self._plans.pop(i) if i in self._plans else self._draw(self._lane(i)) for i in lanes
+        ]
         rates = np.array([plan.learning_rates for plan in plans])
         self._put(self._order, lanes, torch.stack([plan.order for plan in plans]))
         if self._moves is not None:
@@ -382,8 +384,9 @@ class Pack:
         found = []
         for row, i in enumerate(lanes):
             lane = self._lane(i)
-            arrays = self._net.pack(*(part[row] for part in rows[:3]), steps=self._steps(lane))
-            arrays["loss"] = rows[3][row, ...]
+            weights, momentum, statistics, loss = (part[row, ...] for part in rows)
+            arrays = self._net.pack(weights, momentum, statistics, self._steps(lane))
+            arrays["loss"] = loss
             arrays["progress"] = np.array([lane.epoch, lane.batch], dtype=np.int64)
             found.append(arrays)
         return found

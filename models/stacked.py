@@ -80,8 +80,8 @@ class StackedCNN:
             arrays[f"network.{name}"] = weights[part].reshape(shape)
             arrays[f"momentum.{i}"] = momentum[part].reshape(shape)
         edges = [0, *itertools.accumulate(self._channels)]
-        for name, part in zip(self._buffers, itertools.pairwise(edges), strict=True):
-            arrays[f"network.{name}"] = statistics[slice(*part)]
+        for name, (start, stop) in zip(self._buffers, itertools.pairwise(edges), strict=True):
+            arrays[f"network.{name}"] = statistics[start:stop]
         for name in self._counters:
             arrays[f"network.{name}"] = np.array(steps, dtype=np.int64)
         return arrays
@@ -181,7 +181,8 @@ def _convolve_grouped(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     k, out = weight.shape[:2]
     beside = x.expand(k, *x.shape[1:]).movedim(2, 0).flatten(1, 2)  # n x (k * c) x h x w
     y = F.conv2d(beside, weight.flatten(0, 1), stride=stride, padding=1, groups=k)
-    return y.unflatten(1, (k, out)).movedim(0, 2)
+    apart: Tensor = y.unflatten(1, (k, out)).movedim(0, 2)
+    return apart
 
 
 def _read(arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -129,7 +129,8 @@ class Trainer:
         self._data, self._recipe, self._seed, self._epochs = data, recipe, seed, epochs
         self._precision, self._augment = precision, augment
         layout = torch.channels_last if precision.channels_last else torch.contiguous_format
-        self._network = make_network(data, recipe, seed).to(data.device, memory_format=layout)
+        network = make_network(data, recipe, seed).to(data.device)
+        self._network = network.to(memory_format=layout)
         self._optimiser = torch.optim.SGD(
             self._network.parameters(),
             lr=recipe.learning_rate,

@@ -266,8 +266,8 @@ class Worker:
             kind = "unusable" if self._jobs else "infeasible"  # they may be in the way
             self._report(order["id"], {"is": kind, "spent": {}, "reason": reason})
             return
-        fields = ("id", "place", "key", "number", "until")
-        job = _Job(*(order[name] for name in fields), crew, lane)
+        fields = {name: order[name] for name in ("id", "place", "key", "number", "until")}
+        job = _Job(**fields, crew=crew, lane=lane)
         job.spend("train" if arrays is None else "checkpoint", self._now() - began)
         self._jobs[job.id] = job
 

@@ -12,12 +12,15 @@ import typer
 from rich.console import Console
 
 from scripts.stopping import Stopped
+from tuner.escape import visible
 from tuner.files import DISK_ERRORS, CannotWriteError
 from tuner.scheduler import TrainingBrokenError
 from tuner.store import Store
+from tuner.terminal import say
 
 DISK_EXIT = 74
 """The exit code where the disk is full or fails; EX_IOERR of sysexits.h."""
+_LONGEST = 2_000  # of a message
 
 
 @contextmanager
@@ -44,7 +47,8 @@ def plain_errors(program: str) -> Iterator[None]:
 def _say(program: str, error: Exception | str) -> None:
     """One line, whatever the message was made of."""
     with suppress(OSError):  # where it is the terminal's own file that is on the full disk
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        line = visible(" ".join(str(error).split()), _LONGEST)
+        print(f"{program}: {line}", file=sys.stderr)
 
 
 def _is_the_disk(error: OSError) -> bool:
@@ -59,7 +63,7 @@ def resumable(folder: Path, store: Store, console: Console) -> Iterator[None]:
         yield
     except (Stopped, TrainingBrokenError) as error:
         console.print("Stopped; nothing finished is lost. Go on with:")
-        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+        say(console, f"  {line}")
         if isinstance(error, Stopped):
             raise typer.Exit(128 + int(error.args[0])) from None
         raise

@@ -19,6 +19,7 @@ from landscapes.registry import open_landscape, recorded_names
 from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import FORMULAS
 from scripts.errors import plain_errors
+from tuner.escape import visible
 from tuner.page.source import Source
 from tuner.reader import Snapshot
 
@@ -87,16 +88,16 @@ def _study(folder: Path) -> Source:
     from tuner.page.follow import Follow
 
     snapshot = Snapshot(folder / "study.sqlite")  # ValueError where there is none
-    request = snapshot.meta("request") or {}
+    request = snapshot.request()
     snapshot.close()
     return Follow(folder, _landscape_of(request.get("landscape")))
 
 
-def _landscape_of(text: str | None) -> Landscape | None:
+def _landscape_of(text: object) -> Landscape | None:
     try:
-        return open_landscape(text) if text else None
+        return open_landscape(text) if isinstance(text, str) and text else None
     except ValueError as error:  # the race can be shown without it
-        print(f"page: the landscape is not shown: {error}", file=sys.stderr)
+        print(f"page: the landscape is not shown: {visible(str(error), None)}", file=sys.stderr)
         return None
 
 

@@ -38,7 +38,7 @@ from tuner.searchers.shared_start import SharedStart
 from tuner.space import SearchSpace
 from tuner.stop_rule import returned_ns, with_stop
 from tuner.store import Store
-from tuner.terminal import LiveView
+from tuner.terminal import LiveView, say
 from tuner.trial import Trial
 
 _RUNS_PER_PROCESS = 4
@@ -265,7 +265,7 @@ def _outcome(store: Store, run: Run, track: Track, console: Console) -> Outcome:
             store.set_test_score(row.id, test_score, mark.sha256)
             store.commit(force=True)
         except ValueError as error:  # the search itself is not lost for that
-            console.print(f"{run.name} {row.seed}: {error}", soft_wrap=True)
+            say(console, f"{run.name} {row.seed}: {error}")
     return Outcome(row, history, ledger, test_score)
 
 

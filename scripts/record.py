@@ -24,6 +24,7 @@ from tuner.race import Race, enter
 from tuner.reader import Snapshot, StudyReader
 from tuner.space import SearchSpace
 from tuner.store import Store
+from tuner.terminal import say
 
 SEARCHER = "design"
 
@@ -130,7 +131,7 @@ def _convert(run: Path, path: Path, console: Console) -> None:
     _check_out(path)
     snapshot = Snapshot(run / "study.sqlite")  # of a running study too
     try:
-        request = dict(snapshot.meta("request") or {})
+        request = dict(snapshot.request())
         if request.get("landscape"):
             raise ValueError(
                 f"{run} is itself a replay, of {request['landscape']}; record training"
@@ -257,12 +258,8 @@ def _write(store: StudyReader, path: Path, request: dict[str, Any], console: Con
     table = make_table(path.stem, space, epochs, trials, card, [row.seed for row in rows])
     save_table(path, table)
     n, r, e = table.scores.shape
-    console.print(
-        f"{n} settings, {r} replicate(s), {e} epochs are in {path} "
-        f"({path.stat().st_size / 1e6:.2f} MB)",
-        soft_wrap=True,
-        markup=False,
-    )
+    size = path.stat().st_size / 1e6
+    say(console, f"{n} settings, {r} replicate(s), {e} epochs are in {path} ({size:.2f} MB)")
 
 
 def _card(store: StudyReader, request: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tuner.entry import Entry
 from tuner.files import CannotWriteError
 from tuner.importance import in_words
 from tuner.store import Store
-from tuner.terminal import closing_table, earlier_lines, luck_lines, pace_line, stop_lines
+from tuner.terminal import closing_table, earlier_lines, luck_lines, pace_line, say, stop_lines
 
 _REPLAY_COMMIT_S = 0.5
 _MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
@@ -60,7 +60,7 @@ def race(
 ) -> None:
     """Run it to its end, or to where a signal stops it well, and say what came of it."""
     for line in [] if is_quiet or as_json else store.meta("earlier") or []:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(console, line)
     with (
         resumable(folder, store, console),
         stopping_signals() as stopper,
@@ -132,14 +132,13 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
         print(json.dumps(summary))
         return
     console.print(closing_table(summary))
-    console.print(summary["verdict"]["text"], soft_wrap=True, markup=False, highlight=False)
-    mattered = in_words(summary["importance"])
-    console.print(mattered, soft_wrap=True, markup=False, highlight=False)
+    say(console, summary["verdict"]["text"])
+    say(console, in_words(summary["importance"]))
     for line in luck_lines(summary) + stop_lines(summary) + earlier_lines(summary):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(console, line)
     for name, rung in summary["first_rungs"].items():
         if rung["warning"]:
-            console.print(f"{name}: {rung['warning']}", soft_wrap=True, markup=False)
+            say(console, f"{name}: {rung['warning']}")
     fallbacks = sum(run["fallbacks"] for run in summary["runs"])
     if fallbacks:
         console.print(
@@ -147,10 +146,10 @@ def _tell(folder: Path, console: Console, as_json: bool) -> None:
             "reason is in trials.csv.",
             soft_wrap=True,
         )
-    console.print(_minutes_note(summary), soft_wrap=True)
+    say(console, _minutes_note(summary))
     if not summary["landscape"]:
-        console.print(pace_line(summary), soft_wrap=True, highlight=False)
-    console.print(f"Everything is in {folder}/", soft_wrap=True, markup=False)
+        say(console, pace_line(summary))
+    say(console, f"Everything is in {folder}/")
 
 
 def _create(

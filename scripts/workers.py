@@ -14,6 +14,7 @@ from rich.console import Console
 
 from models.devices import count_cores, find_devices
 from tuner.store import Store
+from tuner.terminal import say
 
 if TYPE_CHECKING:
     from models.pool import WorkerPool
@@ -65,7 +66,7 @@ def start_workers(
     pool.sweep({mark.name for mark in marks})
     warm_up_ns = pool.start()
     if console is not None:
-        console.print(_describe_pool(pool), soft_wrap=True, highlight=False)
+        say(console, _describe_pool(pool))
     if store.meta("machine") is None:
         store.set_meta("machine", describe_machine(devices))
         alone_ns = pool.alone_epoch_ns

@@ -24,7 +24,7 @@ from typing import Any
 from tuner.budget import Kind, to_minutes
 from tuner.confirm import worth_keeping
 from tuner.history import History
-from tuner.reader import RunRow, StudyReader, journal_of, still_copy
+from tuner.reader import RunRow, StudyReader, disarm, journal_of, look_at, still_copy
 from tuner.report import Outcome, curves_csv, run_summary, trials_csv
 from tuner.schema import (
     COLUMNS,
@@ -82,13 +82,11 @@ def examine(folder: Path, installed: Mapping[str, str] | None = None) -> list[Fi
             f"there is no study at {path}; name the folder of a run, such as runs/NAME"
         )
     lock, is_held = _lock(path)
-    data, journal = still_copy(path)
     found = [lock]
-    if journal and not is_held:
-        found.append(
-            Finding(Severity.NOTE, "a driver ended in the middle of a commit", "it will be undone")
-        )
-    with _opened(data, journal) as db:
+    with _opened(path) as (db, has_journal):
+        if has_journal and not is_held:
+            what = "a driver ended in the middle of a commit"
+            found.append(Finding(Severity.NOTE, what, "it will be undone"))
         problems = _file(db)
         found += problems
         if not any(problem.severity is Severity.DAMAGE for problem in problems):
@@ -107,14 +105,18 @@ class _Copy(StudyReader):
 
 
 @contextmanager
-def _opened(data: bytes, journal: bytes) -> Iterator[sqlite3.Connection]:
-    """A copy of a study's file, as it is once what was not committed is undone."""
-    with tempfile.TemporaryDirectory() as folder:
+def _opened(path: Path) -> Iterator[tuple[sqlite3.Connection, bool]]:
+    """A copy of a study's file, as it is once what was not committed is undone; if anything was."""
+    with tempfile.TemporaryDirectory(prefix="tuner-") as folder:
         copy = Path(folder, "study.sqlite")
-        copy.write_bytes(data)
-        journal_of(copy).write_bytes(journal)
+        look_at(path)
+        still_copy(path, copy)
+        look_at(copy)
+        journal = journal_of(copy)
+        has_journal = journal.exists() and journal.stat().st_size > 0
         with closing(sqlite3.connect(copy, isolation_level=None)) as db:
-            yield db
+            disarm(db)
+            yield db, has_journal
 
 
 # -- who is at work ---------------------------------------------------------------------------

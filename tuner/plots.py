@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tuner.budget import to_minutes
+from tuner.escape import in_picture
 from tuner.files import write_atomically
 from tuner.importance import (
     Cell,
@@ -40,7 +41,7 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
     names = list(dict.fromkeys(o.row.searcher for o in outcomes))
     figure = Figure(figsize=(max(9.0, 3.6 * len(names)), 8.2), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(in_picture(title), fontsize=15, fontweight="bold", x=0.01, ha="left")
     # The legend has a strip of its own: there is no corner of the axes that trials may not fill.
     strip = 0.07 * (1 + -(-len(names) // 4))
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.15, strip, 1))  # type: ignore[misc]
@@ -112,7 +113,7 @@ def _draw_lines(axes: Axes, outcomes: Sequence[Outcome], colour: str, floor: flo
     values = np.array([at(line, grid) for line in lines])  # seeds x 400
     known = ~np.isnan(values).any(0)
     middle = np.median(values, 0)
-    axes.plot(grid[known], middle[known], color=colour, linewidth=2.4, label=name)
+    axes.plot(grid[known], middle[known], color=colour, linewidth=2.4, label=in_picture(name))
     if len(lines) > 1:
         low, high = np.quantile(values[:, known], [0.25, 0.75], axis=0)
         axes.fill_between(grid[known], low, high, color=colour, alpha=0.15, linewidth=0)
@@ -124,7 +125,7 @@ def _draw_ranks(
     """The mean rank over the seeds at each minute; 1 is the best."""
     until = max(to_minutes(sum(o.ledger.values())) for o in outcomes)
     for name, one in progress(lines_of(outcomes), until).items():
-        axes.plot(one.minutes, one.rank, color=colours[name], linewidth=2.0, label=name)
+        axes.plot(one.minutes, one.rank, color=colours[name], linewidth=2.0, label=in_picture(name))
     axes.set_ylim(len(colours) + 0.1, 0.9)
     axes.set_yticks(range(1, len(colours) + 1))
     axes.set_xlabel(unit)
@@ -160,11 +161,11 @@ def _draw_probes(
             spot = [_place(space, k, [best.config[k]]) for k in (x, y)]
             panel.plot(*spot, "*", color="#D55E00", markersize=17, markeredgecolor="white")
         size = 11 if len(name) < 20 else 8
-        panel.set_title(f"{name}: {len(trials)} trials", loc="left", fontsize=size)
-        panel.set_xlabel(x)
+        panel.set_title(f"{in_picture(name)}: {len(trials)} trials", loc="left", fontsize=size)
+        panel.set_xlabel(in_picture(x))
         _scale(panel, "x", space[x])
         _scale(panel, "y", space[y])
-    panels[0].set_ylabel(y if y != x else "")
+    panels[0].set_ylabel(in_picture(y) if y != x else "")
     if shown is not None:
         bar = figure.colorbar(shown, ax=list(panels), pad=0.01, aspect=25)
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -180,7 +181,8 @@ def _place(space: SearchSpace, name: str, values: Sequence[Any]) -> list[Any]:
 
 def _scale(panel: Axes, side: str, domain: Domain) -> None:
     if isinstance(domain, Choice):
-        getattr(panel, f"set_{side}ticks")(range(len(domain.options)), map(str, domain.options))
+        names = [in_picture(str(option)) for option in domain.options]
+        getattr(panel, f"set_{side}ticks")(range(len(names)), names)
         return
     low, high = float(domain.low), float(domain.high)
     if isinstance(domain, Int):
@@ -211,9 +213,8 @@ def draw_effects(
     rows = -(-len(space) // columns)
     figure = Figure(figsize=(max(7.5, 3.5 * columns), 3.1 * rows + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(
-        f"{title}\n{in_words(found)}", fontsize=12, fontweight="bold", x=0.01, ha="left"
-    )
+    words = f"{in_picture(title)}\n{in_picture(in_words(found))}"
+    figure.suptitle(words, fontsize=12, fontweight="bold", x=0.01, ha="left")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     scores = [score for _, score in results]
     floor = interesting_floor(scores) if scores else _interesting_floor(outcomes)
@@ -221,7 +222,7 @@ def draw_effects(
         _draw_scores(panel, outcomes, knob, epoch, floor)
         _draw_cells(panel, cells, floor)
         share = f"  {100 * found['shares'][knob]:.0f} %" if found and stands_out(found) else ""
-        panel.set_title(f"{knob}{share}", loc="left", fontsize=11)
+        panel.set_title(f"{in_picture(knob)}{share}", loc="left", fontsize=11)
         _scale(panel, "x", space[knob])
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels.flat[len(space) :]:
@@ -262,7 +263,7 @@ def _draw_scores(
         y = np.maximum(y.astype(float), floor)
         whole = np.array([epoch in k or epoch == 0 for k in known], dtype=bool)
         style["alpha"] = min(0.65, 12 / (len(x) + 1) ** 0.5)
-        panel.plot(*(x[whole], y[whole], "o"), label=name, **_POINT, **style)
+        panel.plot(*(x[whole], y[whole], "o"), label=in_picture(name), **_POINT, **style)
         panel.plot(*(x[~whole], y[~whole], "o"), **_RING, **style)
 
 

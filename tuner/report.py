@@ -16,6 +16,7 @@ import numpy as np
 
 from tuner.budget import Costs, Kind, to_minutes
 from tuner.confirm import Expected, chosen, mean_score
+from tuner.escape import in_csv, in_json
 from tuner.fidelity import first_rung
 from tuner.files import write_atomically
 from tuner.history import HistoryView
@@ -306,7 +307,7 @@ def write_files(
 
 
 def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return in_json(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def trials_csv(outcomes: Sequence[Outcome]) -> str:
@@ -340,12 +341,5 @@ def curves_csv(outcomes: Sequence[Outcome]) -> str:
 def _csv(header: list[str], rows: Iterable[list[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([_safe(cell) for cell in row])
+    writer.writerows([in_csv(cell) for cell in row] for row in (header, *rows))
     return text.getvalue()
-
-
-def _safe(cell: Any) -> Any:
-    """Text that a spreadsheet would run as a formula is shown to it as text."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell

@@ -76,13 +76,13 @@ def select(table: str, rest: str = "") -> str:
     return f"SELECT {', '.join(COLUMNS[table])}, crc FROM {table} {rest}"  # noqa: S608, our names
 
 
-def objects(db: sqlite3.Connection) -> set[tuple[object, ...]]:
+def objects(db: sqlite3.Connection) -> set[tuple[str, str, str, str | None]]:
     """All that a file defines: its tables and indexes, and whatever else somebody put there."""
-    return set(db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+    return set(db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema"))
 
 
 @cache
-def expected_objects() -> set[tuple[object, ...]]:
+def expected_objects() -> set[tuple[str, str, str, str | None]]:
     """What a study's file defines."""
     with closing(sqlite3.connect(":memory:")) as db:
         db.executescript(SCHEMA)

@@ -19,6 +19,10 @@ Units: TypeAlias = NDArray[np.float64]
 """Coordinates in [0, 1]."""
 
 _LARGEST = sys.float_info.max
+_LONGEST_NAME = 200
+# Of a space that was read from a file.
+_MOST_KNOBS = 1_000
+_MOST_OPTIONS = 10_000
 
 
 def _is_number(value: object) -> bool:
@@ -236,8 +240,11 @@ class SearchSpace(Mapping[str, Domain]):
         if not merged:
             raise ValueError("a search space needs at least one knob, got none")
         for name, domain in merged.items():
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"knob names are non-empty text, got {name!r}")
+            if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+                raise ValueError(
+                    f"knob names are non-empty text of at most {_LONGEST_NAME} characters, "
+                    f"got {str(name)[:60]!r}"
+                )
             if not isinstance(domain, (Float, Int, Choice)):
                 raise ValueError(
                     f"knob {name!r} needs a Float, Int or Choice, got {domain!r}; "
@@ -342,12 +349,20 @@ class SearchSpace(Mapping[str, Domain]):
     @classmethod
     def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> SearchSpace:
         """The space that `to_json` wrote; ValueError where the object is not one."""
+        if not isinstance(data, Mapping) or len(data) > _MOST_KNOBS:
+            raise ValueError(f"a space is a JSON object of at most {_MOST_KNOBS} knobs")
         knobs: dict[str, Domain] = {}
         for name, fields in data.items():
-            kind = _DOMAINS.get(fields.get("type", ""))
-            arguments = {key: value for key, value in fields.items() if key != "type"}
+            kind = _DOMAINS.get(str(fields.get("type"))) if isinstance(fields, Mapping) else None
             if kind is None:
-                raise ValueError(f"knob {name!r}: type is float, int or choice, got {fields!r}")
+                shown = repr(fields)[:60]
+                raise ValueError(f"knob {name!r}: type is float, int or choice, got {shown}")
+            arguments = {key: value for key, value in fields.items() if key != "type"}
+            options, log = arguments.get("options", ()), arguments.get("log", False)
+            if not isinstance(options, Sequence) or len(options) > _MOST_OPTIONS:
+                raise ValueError(f"knob {name!r}: options are a list of at most {_MOST_OPTIONS:,}")
+            if not isinstance(log, bool):
+                raise ValueError(f"knob {name!r}: log is true or false, got {str(log)[:60]!r}")
             try:
                 knobs[name] = kind(**arguments)
             except TypeError as error:

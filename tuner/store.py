@@ -30,7 +30,7 @@ from tuner.files import (
     write_atomically,
 )
 from tuner.history import History
-from tuner.reader import RunRow, StudyReader, journal_of
+from tuner.reader import RunRow, StudyReader, journal_of, look_at
 from tuner.schema import SCHEMA, SCHEMA_VERSION, checksum, put
 from tuner.space import SearchSpace
 from tuner.trial import Observation, Trial
@@ -91,6 +91,7 @@ class Store(StudyReader):
             self._reserve = Reserve(path.with_name(path.name + ".reserve"))
             if create:
                 write_atomically(path, _new_study())
+            look_at(path)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._perform(self._open)
             self._runs = {row.id: row for row in self.runs()}

@@ -12,6 +12,7 @@ from types import TracebackType
 from tuner.budget import Budget, Kind, to_minutes, to_ns
 from tuner.confirm import Expected, chosen, expected_score, with_confirmations
 from tuner.entry import ETA, make_entry
+from tuner.escape import in_csv
 from tuner.fidelity import UNLIMITED, FidelityPolicy, FullFidelity
 from tuner.history import History, HistoryView
 from tuner.naming import pick
@@ -279,7 +280,8 @@ class Study:
         """Write a row per trial: number, state, epochs, score, minutes, knobs, reason."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["trial", "state", "epochs", "score", "minutes", *self.space, "reason"])
+            names = map(in_csv, self.space)
+            writer.writerow(["trial", "state", "epochs", "score", "minutes", *names, "reason"])
             for t in self.trials:
                 minutes = to_minutes(t.paid_ns)
                 knobs = [t.config[name] for name in self.space]
@@ -290,8 +292,8 @@ class Study:
                         t.epoch,
                         t.score,
                         minutes,
-                        *knobs,
-                        t.remark,
+                        *map(in_csv, knobs),
+                        in_csv(t.remark),
                     ]
                 )
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from tuner.budget import to_minutes
+from tuner.escape import MOST_SHOWN, visible
 from tuner.race import Race, Run
 from tuner.space import Config
 
@@ -67,7 +68,7 @@ class LiveView:
         if self._live is not None:
             self._live.update(self._table(self._race), refresh=True)
         elif self._race.current is not None:
-            self._console.print(_line(self._race.current), soft_wrap=True)
+            say(self._console, _line(self._race.current))
 
     def _table(self, race: Race) -> Table:
         table = Table(
@@ -86,12 +87,12 @@ class LiveView:
             best = scheduler.history.best
             state = "done" if scheduler.finished else "waiting"
             table.add_row(
-                escape(_label(run)),
+                _cell(_label(run)),
                 ProgressBar(total=total, completed=spent, width=24),
                 f"{to_minutes(total - spent):.2f} left",
                 str(len(scheduler.history.trained)),
                 "" if best is None or best.score is None else f"{best.score:.4f}",
-                escape(_training(run)) if run is race.current else state,
+                _cell(_training(run), None) if run is race.current else state,
             )
         return table
 
@@ -117,17 +118,29 @@ def _line(run: Run) -> str:
     score = "no score yet" if best is None or best.score is None else f"best {best.score:.4f}"
     spent, total = run.scheduler.budget.spent_ns, run.row.budget_ns or 0
     return (
-        f"{escape(_label(run))}: {to_minutes(spent):.2f} of {to_minutes(total):.2f} minutes, "
+        f"{_label(run)}: {to_minutes(spent):.2f} of {to_minutes(total):.2f} minutes, "
         f"{len(run.scheduler.history.trained)} trials, {score}"
     )
 
 
 def describe(config: Config) -> str:
-    """A configuration in one short line."""
+    """A configuration in one short line, in which nothing is hidden."""
     return ", ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        f"{visible(name)}={value:.3g}"
+        if isinstance(value, float)
+        else f"{visible(name)}={visible(str(value))}"
         for name, value in config.items()
     )
+
+
+def say(console: Console, text: str) -> None:
+    """Print one line as it is: no markup, no colours, and whatever is hidden in it is shown."""
+    console.print(visible(text, None), soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
+def _cell(text: str, most: int | None = MOST_SHOWN) -> Text:
+    """Text in a table, which is no markup."""
+    return Text(visible(text, most))
 
 
 def closing_table(summary: dict[str, Any]) -> Table:
@@ -213,13 +226,13 @@ def _run_table(summary: dict[str, Any], measure: str) -> Table:
         reward = run["value"] if summary["landscape"] else run["test_score"]
         both = run["best_score"] is not None and reward is not None
         table.add_row(
-            escape(run["searcher"]),
+            _cell(run["searcher"]),
             str(run["trials"]),
             _score(run["best_score"]),
             _score(reward),
             _gap(run["best_score"] - reward if both else None),
             f"{run['minutes_spent']:.3f}",
-            "–" if run["best_config"] is None else escape(describe(run["best_config"])),
+            "–" if run["best_config"] is None else _cell(describe(run["best_config"]), None),
         )
     return table
 
@@ -246,7 +259,7 @@ def _searcher_table(summary: dict[str, Any], measure: str) -> Table:
         one = progress["searchers"][name]
         minutes = one["minutes_to_target"]
         table.add_row(
-            escape(name),
+            _cell(name),
             str(len(runs)),
             f"{sum(run['trials'] for run in runs) / len(runs):.1f}",
             _score(standing["best_validation"]),

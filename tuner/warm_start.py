@@ -64,7 +64,7 @@ def read_study(place: Path) -> EarlierStudy:
             path,
             [(row.max_epochs, snapshot.trials(row)) for row in snapshot.runs()],
             snapshot.meta("mode") or "max",
-            snapshot.meta("request") or {},
+            snapshot.request(),
         )
     finally:
         snapshot.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.budget import to_minutes
+from tuner.foreign import read_json
 from tuner.history import History
 from tuner.page.belief import belief
 from tuner.page.film import Camera, Scene, film, surface
@@ -19,6 +19,7 @@ from tuner.reader import Snapshot, study_mark
 from tuner.terrain import Terrain
 
 _LOOK_EVERY_S = 0.5
+_MOST_LOCK, _MOST_SUMMARY = 1 << 12, 8 << 20
 _UNFINISHED = {
     "text": "This race is not finished: nothing is said about who is ahead.",
     "headline": "This race is not finished: nothing is said about who is ahead.",
@@ -111,13 +112,13 @@ class Follow:
     def _is_driven(self) -> bool:
         """Whether the process that the study's lock names is there; the lock is left alone."""
         try:
-            holder = json.loads(self._path.with_name(self._path.name + ".lock").read_text())
+            holder = read_json(self._path.with_name(self._path.name + ".lock"), _MOST_LOCK)
             if holder["host"] != socket.gethostname():
                 return True  # nobody here can know
             os.kill(int(holder["pid"]), 0)
         except PermissionError:
             return True  # somebody else's, and there
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return False
         return True
 
@@ -136,7 +137,7 @@ class Follow:
             return self._latest[1:]
         snapshot = Snapshot(self._path)
         try:
-            self._request = snapshot.meta("request") or {}
+            self._request = snapshot.request()
             loaded = []
             for row in snapshot.runs():
                 history = History(row.max_epochs, row.budget_ns)
@@ -166,9 +167,9 @@ class Follow:
     def _summary(self, spent: list[float]) -> dict[str, Any]:
         """summary.json, if it is about the study as it is now; else nothing."""
         try:
-            summary = json.loads((self._folder / "summary.json").read_text())
+            summary = read_json(self._folder / "summary.json", _MOST_SUMMARY)
             told = [run["minutes_spent"] for run in summary["runs"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return {}
         return summary if told == spent else {}
 

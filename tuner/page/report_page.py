@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.budget import to_minutes
+from tuner.escape import in_script
 from tuner.files import write_atomically
 from tuner.importance import effects, in_words, interesting_floor, measured, stands_out
 from tuner.page.assets import STATIC, plotly_script
@@ -76,8 +77,7 @@ def page_with(content: dict[str, Any]) -> str:
     )
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page = page.replace("<head>", f"<head>\n{meta}", 1)
-    # Text in JSON can close no element: every < in it is written as an escape.
-    data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+    data = in_script(json.dumps(content, allow_nan=False))
     end = f'<script type="application/json" id="film-data">{data}</script>\n'
     end += "".join(f"<script>{script}</script>\n" for script in scripts)
     head, _, tail = page.rpartition("</body>")

@@ -2,7 +2,8 @@
 
 Any web page that a user has open can make the browser send requests to 127.0.0.1. So every request
 must name this very host and port (a rebound name does not), only GET and HEAD are known, requests
-that another site caused are refused, and the work that a request can cause is bounded.
+that another site caused are refused, a path is one of a few exact words, and the work that a
+request can cause is bounded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,8 +51,8 @@ _HEADERS = {
 class Guard:
     """Lets through what this host was asked for by its own page, and adds the headers."""
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, port: int, paths: Collection[str]) -> None:
+        self._app, self._paths = app, frozenset(paths)
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,9 +76,14 @@ class Guard:
             return _error(421, "This server answers to its own address only.")
         if scope["method"] not in ("GET", "HEAD"):
             return _error(405, "GET and HEAD only.")
+        origins = set(headers.getlist("origin"))
+        if origins - {f"http://{host}" for host in self._hosts}:
+            return _error(403, "Another site asked for this.")
         is_link = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not is_link:
             return _error(403, "Another site asked for this.")
+        if scope["path"] not in self._paths:  # exactly: a router is more lenient
+            return _error(404, "There is nothing here.")
         return None
 
 
@@ -124,9 +130,6 @@ def make_app(source: Source, port: int) -> ASGIApp:
             stream = _stream(source, query, streams, places)
         return StreamingResponse(stream, media_type="text/event-stream")
 
-    async def missing(request: Request, error: Exception) -> Response:
-        return _error(404, "There is nothing here.")
-
     routes = [Route(path, file, methods=["GET"]) for path in files]
     routes += [
         Route("/catalog", answer(lambda _: source.catalog()), methods=["GET"]),
@@ -134,7 +137,7 @@ def make_app(source: Source, port: int) -> ASGIApp:
         Route("/belief", answer(source.belief), methods=["GET"]),
         Route("/events", events, methods=["GET"]),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={404: missing}), port)
+    return Guard(Starlette(routes=routes), port, [route.path for route in routes])
 
 
 async def _stream(
