@@ -1,14 +1,12 @@
-import gzip
 import os
 
 # Before NumPy and PyTorch read it, and for the processes that tests start: the suite's matrices are
 # small, and two pytest workers on two cores have none left for threads that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
 
-from models.data import SAMPLE
+from tests.small_data import write_small_data
 
 LONGEST = (
     *("scripts/test_tune_training.py", "tuner/page/test_browser.py", "scripts/test_tune.py"),
@@ -32,15 +30,4 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """A data root whose Fashion-MNIST is 1,200 + 300 real images, in the packed idx layout."""
-    root = tmp_path_factory.mktemp("data")
-    with np.load(SAMPLE, allow_pickle=False) as file:
-        for part, prefix, n in (("train", "train", 1200), ("test", "t10k", 300)):
-            for what, array in (
-                ("images-idx3", file[f"{part}_images"][:n]),
-                ("labels-idx1", file[f"{part}_labels"][:n]),
-            ):
-                head = b"\x00\x00\x08" + bytes([array.ndim])
-                sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-                packed = root / f"{prefix}-{what}-ubyte.gz"
-                packed.write_bytes(gzip.compress(head + sizes + array.tobytes(), 1))
-    return root
+    return write_small_data(tmp_path_factory.mktemp("data"))

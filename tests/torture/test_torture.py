@@ -8,7 +8,9 @@ from tests.torture.registry import CAMPAIGNS
 SEED = 0
 
 
-@pytest.mark.parametrize("campaign", CAMPAIGNS, ids=lambda campaign: campaign.name)
+@pytest.mark.parametrize(
+    "campaign", [c for c in CAMPAIGNS if c.short], ids=lambda campaign: campaign.name
+)
 def test_a_promise_holds(campaign):
     found = campaign.run(campaign.short, SEED)
     if "skipped" in found.notes:
