@@ -11,7 +11,6 @@ import json
 import shutil
 import sqlite3
 import struct
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tests.torture.campaign import Campaign, Found
-from tests.torture.victim import EPOCHS, Job, Zygote
+from tests.torture.victim import EPOCHS, Job, Zygote, scratch_folder
 from tuner.budget import Kind
 from tuner.failpoints import Place
 from tuner.scheduler import MAX_FAULTS
@@ -60,7 +59,7 @@ def read(folder: Path) -> Record:
     path = folder / "study.sqlite"
     if not path.exists():
         return Record({}, {}, {})
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         for name in ("study.sqlite", "study.sqlite-journal"):
             if (folder / name).exists():
                 Path(scratch, name).write_bytes((folder / name).read_bytes())
@@ -199,7 +198,7 @@ def campaign(
 ) -> Found:
     """Kill searches n times in all, each about `per_study` times, and hold them against twins."""
     tally, twins = Tally(), {}
-    with Zygote() as zygote, tempfile.TemporaryDirectory() as scratch:
+    with Zygote() as zygote, scratch_folder() as scratch:
         while tally.kills < n:
             which = seed * SEARCHES + tally.studies % SEARCHES
             study = Job(what, str(Path(scratch, f"{tally.studies}")), which)
@@ -258,7 +257,8 @@ def _one_study(
         kills += len(killed)
         tally.kills += len(killed)
         tally.in_write += sum(killed)
-        tally.at[how.split(":")[0]] += len(killed)
+        if killed:
+            tally.at[how.split(":")[0]] += len(killed)
         if code != KILLED:
             break
     if code != 0:

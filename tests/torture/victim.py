@@ -15,6 +15,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -83,6 +84,12 @@ class Job:
     after_s: float | None = None
     worker_after_s: float | None = None
     counting: bool = False
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """In memory where there is such a place: what a kill leaves there it leaves on a disk too."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
 
 
 class Zygote:
