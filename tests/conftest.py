@@ -6,6 +6,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests.small_data import write_small_data
+
 LONGEST = (
     *("scripts/test_tune_training.py", "tuner/page/test_browser.py", "scripts/test_tune.py"),
     *("tuner/test_searchers.py", "tuner/test_fidelity_contract.py", "scripts/test_record.py"),
@@ -28,8 +30,4 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """A data root whose Fashion-MNIST is 1,200 + 300 real images, in the packed idx layout."""
-    from tests.helpers import write_small_data
-
-    root = tmp_path_factory.mktemp("data")
-    write_small_data(root)
-    return root
+    return write_small_data(tmp_path_factory.mktemp("data"))

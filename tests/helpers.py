@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import sqlite3
 from contextlib import closing
 
 import numpy as np
 
 from landscapes.replay_runner import ReplayRunner
-from models.data import SAMPLE
 from tuner.budget import Budget
 from tuner.fidelity import FullFidelity
 from tuner.history import History
@@ -52,20 +50,6 @@ def search(landscape, *, budget_ns, slots=1, seed=0, name="random", on_change=la
         seed=seed,
         on_change=on_change,
     )
-
-
-def write_small_data(root):
-    """Fashion-MNIST of 1,200 + 300 real images, in the packed idx layout."""
-    with np.load(SAMPLE, allow_pickle=False) as file:
-        for part, prefix, n in (("train", "train", 1200), ("test", "t10k", 300)):
-            for what, array in (
-                ("images-idx3", file[f"{part}_images"][:n]),
-                ("labels-idx1", file[f"{part}_labels"][:n]),
-            ):
-                head = b"\x00\x00\x08" + bytes([array.ndim])
-                sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-                packed = root / f"{prefix}-{what}-ubyte.gz"
-                packed.write_bytes(gzip.compress(head + sizes + array.tobytes(), 1))
 
 
 def alter(path, statement, *values):

@@ -40,7 +40,8 @@ class Campaign:
         promise: its number, such as P5.
         words: what is promised, and how it is tested, in a line.
         run: takes how often, and a seed.
-        nightly, short: how often, in the nightly campaign and in the tests; 0 where it takes long.
+        nightly, short: how often, in the nightly campaign and in the tests; 0 where even once
+            takes too long for them.
     """
 
     promise: str

@@ -22,7 +22,7 @@ from models.knobs import make_space
 from models.layout import Layout
 from models.pool import Setup, WorkerPool
 from models.training_runner import TrainingRunner
-from tests.helpers import write_small_data
+from tests.small_data import write_small_data
 from tests.torture.campaign import Campaign, Found
 from tests.torture.saboteur import Kind, weight_decay
 from tuner.budget import Budget, to_ns

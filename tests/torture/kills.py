@@ -11,7 +11,6 @@ import json
 import shutil
 import sqlite3
 import struct
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tests.torture.campaign import Campaign, Found
-from tests.torture.victim import Job, Zygote
+from tests.torture.victim import EPOCHS, Job, Zygote, scratch_folder
 from tuner.budget import Kind
 from tuner.failpoints import Place
 from tuner.scheduler import MAX_FAULTS
@@ -60,7 +59,7 @@ def read(folder: Path) -> Record:
     path = folder / "study.sqlite"
     if not path.exists():
         return Record({}, {}, {})
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         for name in ("study.sqlite", "study.sqlite-journal"):
             if (folder / name).exists():
                 Path(scratch, name).write_bytes((folder / name).read_bytes())
@@ -199,7 +198,7 @@ def campaign(
 ) -> Found:
     """Kill searches n times in all, each about `per_study` times, and hold them against twins."""
     tally, twins = Tally(), {}
-    with Zygote() as zygote, tempfile.TemporaryDirectory() as scratch:
+    with Zygote() as zygote, scratch_folder() as scratch:
         while tally.kills < n:
             which = seed * SEARCHES + tally.studies % SEARCHES
             study = Job(what, str(Path(scratch, f"{tally.studies}")), which)
@@ -258,7 +257,8 @@ def _one_study(
         kills += len(killed)
         tally.kills += len(killed)
         tally.in_write += sum(killed)
-        tally.at[how.split(":")[0]] += len(killed)
+        if killed:
+            tally.at[how.split(":")[0]] += len(killed)
         if code != KILLED:
             break
     if code != 0:
@@ -283,7 +283,7 @@ def of_driver(generator: np.random.Generator, job: Job, twin: Twin) -> tuple[str
     if generator.random() < 0.6:
         failpoint = at_failpoint(generator, job, twin)
         return failpoint, replace(job, failpoint=failpoint)
-    first, last = (0.3, 1.0) if job.what == "training" else (0.0, 0.5)  # workers take a while
+    first, last = (0.3, 1.0) if job.what in EPOCH_S else (0.0, 0.5)  # workers take a while
     after_s = twin.seconds * float(generator.uniform(first, last))
     return f"an instant: {after_s:.4f} s", replace(job, after_s=after_s)
 
@@ -355,6 +355,7 @@ def of_functions(n: int, seed: int) -> Found:
 
 # -- worker processes ------------------------------------------------------------------------------
 
+EPOCH_S = {"training": 0.005, "real": 0.1}  # about
 WRITING = (Place.FILE_OPENED, Place.FILE_WRITTEN, Place.FILE_SYNCED)
 WORKER_PLACES = (
     *(Place.SEND_BEFORE, Place.SEND_AFTER, Place.RECEIVE_BEFORE, Place.RECEIVE_AFTER),
@@ -372,7 +373,8 @@ def of_processes(generator: np.random.Generator, job: Job, twin: Twin) -> tuple[
     room = MAX_FAULTS - len(deaths(Path(job.folder)))
     if who != "driver" and room:
         if generator.random() < 0.3:
-            struck = replace(struck, worker_after_s=float(generator.uniform(0, 0.05)))
+            after_s = EPOCHS * EPOCH_S[job.what] * float(generator.random())
+            struck = replace(struck, worker_after_s=after_s)
             how.append(f"worker after {struck.worker_after_s:.4f} s")
             room -= 1
         among = WRITING if generator.random() < 0.5 else WORKER_PLACES
@@ -410,6 +412,11 @@ def of_trainings(n: int, seed: int) -> Found:
     return campaign(n, seed, "training", of_processes, _within_the_wall, per_study=9)
 
 
+def of_real_workers(n: int, seed: int) -> Found:
+    """The same with workers that train CNNs: the twin's scores to the bit."""
+    return campaign(n, seed, "real", of_processes, _within_the_wall, per_study=6)
+
+
 CAMPAIGNS = (
     Campaign(
         "P1",
@@ -431,5 +438,12 @@ CAMPAIGNS = (
         of_trainings,
         nightly=1_000,
         short=12,
+    ),
+    Campaign(
+        "P1",
+        "the same with workers that train CNNs on the CPU",
+        of_real_workers,
+        nightly=100,
+        short=0,  # tests/models and tests/scripts kill such workers now and then
     ),
 )

@@ -13,7 +13,6 @@ import enum
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ import numpy as np
 from models.checkpoint import load
 from tests.torture import kills
 from tests.torture.campaign import Campaign, Found
-from tests.torture.victim import Job, Zygote
+from tests.torture.victim import Job, Zygote, scratch_folder
 from tuner.store import Store
 
 SECTOR = 512
@@ -142,12 +141,6 @@ def _kept(
                     yield replace(op, offset=op.offset + at, data=op.data[at : at + SECTOR])
         elif loss is not Loss.SECTORS or generator.random() < 0.5:
             yield op
-
-
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """In memory where there is such a place: what is lost here is lost on paper."""
-    memory = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
 
 
 # -- a recording -----------------------------------------------------------------------------------

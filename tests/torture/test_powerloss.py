@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.torture.powerloss import Disk, Loss, Op, choose, lose, record, scratch_folder, why_not
+from tests.torture.powerloss import Disk, Loss, Op, choose, lose, record, why_not
+from tests.torture.victim import scratch_folder
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "can be recorded")
 

@@ -15,6 +15,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,13 +26,17 @@ from pathlib import Path
 import numpy as np
 
 from landscapes.replay_runner import ReplayRunner
+from models.data import prepare
+from models.knobs import make_space
 from models.layout import Layout
 from models.pool import PooledWorker, Setup, WorkerPool
 from models.training_runner import TrainingRunner
 from tests.helpers import SPACE, RandomCosts
+from tests.small_data import write_small_data
 from tuner import failpoints
 from tuner.entry import make_entry
 from tuner.fidelity import Done, Sample
+from tuner.history import HistoryView
 from tuner.race import enter
 from tuner.runner import Event, Runner
 from tuner.searchers import make_searcher
@@ -46,6 +51,7 @@ REPLAY_NS = 1_000
 FINITE = SearchSpace(x=Choice((1, 2, 3)), y=Choice((1, 2)))
 HOUR_NS = 3_600_000_000_000
 
+STUB = "tests.torture.stub_worker"
 _WRAPPER = """#!/bin/sh
 for token in "{tokens}"/?; do
     if mv "$token" "$token.$$" 2>/dev/null; then
@@ -53,7 +59,7 @@ for token in "{tokens}"/?; do
         break
     fi
 done
-exec "{python}" -m tests.torture.stub_worker "$3" "$4"
+exec "{python}" -m {module} "$3" "$4"
 """
 
 
@@ -62,7 +68,7 @@ class Job:
     """A search, and how it is struck.
 
     Attributes:
-        what: `replay`, `function` or `training`, the last on worker processes.
+        what: `replay`, `function`, `training` on worker processes that are stubs, or `real`.
         failpoint: of the driver, as TUNER_FAILPOINT has it.
         worker_failpoints: of its workers; each of them that starts takes one that is left.
         after_s: when the driver is killed, counted from its fork.
@@ -78,6 +84,12 @@ class Job:
     after_s: float | None = None
     worker_after_s: float | None = None
     counting: bool = False
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """In memory where there is such a place: what a kill leaves there it leaves on a disk too."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
 
 
 class Zygote:
@@ -132,7 +144,7 @@ def _be_victim(job: Job) -> None:
             failpoints.watch(lambda place: visits.update([place.value]))
         elif job.failpoint is not None:
             os.environ[failpoints.VARIABLE] = job.failpoint
-        {"replay": _replay, "function": _function, "training": _training}[job.what](job)
+        _SEARCHES[job.what](job)
         if job.counting:
             Path(job.folder, "visits").write_text(json.dumps(visits))
         code = 0
@@ -160,17 +172,23 @@ class Acks:
 
 
 def _search(
-    job: Job, runner: Runner, name: str, space: SearchSpace, *, budget_ns: int, watch: bool
+    job: Job,
+    runner: Runner,
+    name: str,
+    space: SearchSpace,
+    *,
+    budget_ns: int,
+    trials: int | None = None,
 ) -> None:
-    """Begin a search on a file, or go on with it; `watch` is for one on a virtual clock."""
+    """Begin a search on a file, or go on with it: a replay, or so many real trials."""
     path, acks = Path(job.folder, "study.sqlite"), Acks(Path(job.folder))
     store = Store(path, create=not path.exists())
     rows = store.runs() or [store.add_run(name, job.seed, space, EPOCHS, budget_ns)]
     store.commit()
-    if watch:
+    if trials is None:
         searcher, policy = make_entry(name, space, job.seed, epochs=EPOCHS, min_epochs=1)
     else:
-        searcher, policy = make_searcher(name, space, job.seed), _AtMost()
+        searcher, policy = make_searcher(name, space, job.seed), _AtMost(trials)
 
     def note() -> None:
         for trial in run.scheduler.history:
@@ -178,14 +196,17 @@ def _search(
             for o in trial.curve:
                 acks.add("epoch", trial.number, o.epoch, o.score, o.device_ns, o.at_ns)
 
-    run = enter(store, rows[0], searcher, runner, policy=policy, is_replay=watch, on_change=note)
+    is_replay = trials is None
+    run = enter(
+        store, rows[0], searcher, runner, policy=policy, is_replay=is_replay, on_change=note
+    )
     run.scheduler.run()
     store.close()
 
 
 def _replay(job: Job) -> None:
     runner = ReplayRunner(RandomCosts(EPOCHS), job.seed, slots=2)
-    _search(job, runner, "random+asha", SPACE, budget_ns=REPLAY_NS, watch=True)
+    _search(job, runner, "random+asha", SPACE, budget_ns=REPLAY_NS)
 
 
 def cost_of(config: dict[str, int], epoch: int) -> int:
@@ -225,26 +246,49 @@ def _function(job: Job) -> None:
 class _AtMost:
     """So many full trainings."""
 
-    def next_action(self, history: object) -> Sample | Done:
-        return Sample(EPOCHS) if len(history) < TRIALS else Done()  # type: ignore[arg-type]
+    def __init__(self, trials: int) -> None:
+        self._trials = trials
+
+    def next_action(self, history: HistoryView) -> Sample | Done:
+        return Sample(EPOCHS) if len(history) < self._trials else Done()
 
 
 def _training(job: Job) -> None:
-    """Trainings on a pool of worker processes that need no PyTorch."""
-    folder = Path(job.folder)
-    _be_started_by(folder, job.worker_failpoints)
-    setup = Setup(("cpu",), WORKERS, "stub", folder, EPOCHS, False, folder / "checkpoints")
+    """Trainings on worker processes: of CNNs, or on stubs, which need no PyTorch."""
+    folder, is_real = Path(job.folder), job.what == "real"
+    _be_started_by(folder, job.worker_failpoints, "models.worker" if is_real else STUB)
+    workers, trials = (1, 2) if is_real else (WORKERS, TRIALS)
+    space = make_space(["learning_rate", "dropout"], []) if is_real else SPACE
+    if is_real and not (folder / "data").exists():
+        _put_data(folder / "data")
+    setup = Setup(
+        ("cpu",),
+        workers,
+        "fashion_mnist",
+        folder / "data",
+        EPOCHS,
+        False,
+        folder / "checkpoints",
+    )
     if job.failpoint is not None:
         failpoints.watch(failpoints.Failpoint.parse(job.failpoint))
     os.environ.pop(failpoints.VARIABLE, None)  # which the workers would have too
-    with _Pool(setup, Layout(WORKERS)) as pool:
+    with _Pool(setup, Layout(workers)) as pool:
         pool.sweep(_named(folder))
         pool.start()
         if job.worker_after_s is not None:
             kill = pool.workers[0].process.kill
             threading.Timer(job.worker_after_s, kill).start()
         runner = _Runner(pool, "stub")
-        _search(job, runner, "random", SPACE, budget_ns=HOUR_NS, watch=False)
+        _search(job, runner, "random", space, budget_ns=HOUR_NS, trials=trials)
+
+
+def _put_data(root: Path) -> None:
+    """Make a data root, whole or not at all."""
+    making = root.with_name(f"data-{os.getpid()}")
+    making.mkdir()
+    prepare("fashion_mnist", write_small_data(making))
+    making.rename(root)
 
 
 class _Pool(WorkerPool):
@@ -256,7 +300,8 @@ class _Pool(WorkerPool):
         known = deaths.read_text() if deaths.exists() else ""
         if "SIGKILL" in reason and f"[{pid}, " not in known:
             is_in_write = any(self.setup.directory.glob(f".*.{pid}.tmp"))
-            deaths.write_text(known + json.dumps([pid, is_in_write]) + "\n")
+            with open(deaths, "a") as file:
+                file.write(json.dumps([pid, is_in_write]) + "\n")
         return reason
 
 
@@ -271,15 +316,15 @@ class _Runner(TrainingRunner):
         return events
 
 
-def _be_started_by(folder: Path, worker_failpoints: tuple[str, ...]) -> None:
-    """Have the pool start stub workers, each with a failpoint of its own while there are any."""
+def _be_started_by(folder: Path, worker_failpoints: tuple[str, ...], module: str) -> None:
+    """Have the pool start its workers as `module`, each with a failpoint while any is left."""
     tokens = folder / "failpoints"
     shutil.rmtree(tokens, ignore_errors=True)
     tokens.mkdir()
     for i, failpoint in enumerate(worker_failpoints):
         (tokens / str(i)).write_text(failpoint)
     wrapper = folder / "worker.sh"
-    wrapper.write_text(_WRAPPER.format(tokens=tokens, python=sys.executable))
+    wrapper.write_text(_WRAPPER.format(tokens=tokens, python=sys.executable, module=module))
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     sys.executable = str(wrapper)
 
@@ -295,6 +340,13 @@ def _named(folder: Path) -> set[str]:
         store.close()
     return {mark.name for t in trials for mark in (t.checkpoint, t.midway) if mark}
 
+
+_SEARCHES = {
+    "replay": _replay,
+    "function": _function,
+    "training": _training,
+    "real": _training,
+}
 
 if __name__ == "__main__":
     main()
