@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tuner.foreign import not_through_a_link
+
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Put `data` at `path` so that a reader, or a crash, sees the old file or the new one.
@@ -45,7 +47,9 @@ class FileLock:
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
-        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by release
+        self._file = open(  # noqa: SIM115, closed by release
+            path, "a+", encoding="utf-8", opener=not_through_a_link
+        )
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

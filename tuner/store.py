@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from tuner.budget import Costs, Kind
 from tuner.files import FileLock
+from tuner.foreign import not_through_a_link
 from tuner.history import History
 from tuner.reader import RunRow, StudyReader, look_at
 from tuner.schema import SCHEMA, SCHEMA_VERSION
@@ -79,7 +80,8 @@ class Store(StudyReader):
                     self._db.execute(statement)
                 self.set_meta("schema", SCHEMA_VERSION)
                 self.commit(force=True)
-            with open(path.with_name(path.name + ".held"), "a+b") as file:
+            held = path.with_name(path.name + ".held")
+            with open(held, "a+b", opener=not_through_a_link) as file:
                 file.truncate(8 * 4096)
                 self._held = memoryview(mmap.mmap(file.fileno(), 8 * 4096)).cast("q")
         except sqlite3.Error as error:
