@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from tuner.failpoints import Place, reach
+from tuner.foreign import not_through_a_link
 
 # What a write is refused with when there is no room: no block, no quota, no larger file.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -143,7 +144,9 @@ class FileLock:
     def __init__(self, path: Path, purpose: str) -> None:
         while True:
             try:
-                self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by release
+                self._file = open(  # noqa: SIM115, closed by release
+                    path, "a+", encoding="utf-8", opener=not_through_a_link
+                )
             except OSError as error:
                 raise CannotWriteError.of(path, error) from error
             try:

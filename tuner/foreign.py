@@ -46,6 +46,23 @@ def open_regular(path: Path, most: int) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def not_through_a_link(path: str, flags: int) -> int:
+    """An opener for files that are written: not where a link or a device lies in their place.
+
+    Raises ValueError where one does; a stranger's folder could have a link to any file of ours.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path} is a symbolic link; remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is not a regular file; remove it")
+    return descriptor
+
+
 def read_capped(path: Path, most: int) -> bytes:
     """The content of a regular file; raises ValueError as `open_regular` does."""
     with open_regular(path, most) as file:

@@ -29,6 +29,7 @@ from tuner.files import (
     allocate,
     write_atomically,
 )
+from tuner.foreign import not_through_a_link
 from tuner.history import History
 from tuner.reader import RunRow, StudyReader, journal_of, look_at
 from tuner.schema import SCHEMA, SCHEMA_VERSION, checksum, put
@@ -95,7 +96,8 @@ class Store(StudyReader):
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._perform(self._open)
             self._runs = {row.id: row for row in self.runs()}
-            with open(path.with_name(path.name + ".held"), "a+b") as file:
+            beside = path.with_name(path.name + ".held")
+            with open(beside, "a+b", opener=not_through_a_link) as file:
                 allocate(file, HELD_BYTES)
                 self._held = memoryview(mmap.mmap(file.fileno(), HELD_BYTES)).cast("q")
         except BaseException as error:

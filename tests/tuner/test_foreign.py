@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.strangers import with_super_journal
+from tests.torture.strangers import good_study, with_super_journal
 from tuner.foreign import parse_json, read_capped, read_json
 from tuner.reader import Snapshot
 from tuner.store import Store
@@ -83,6 +83,27 @@ def test_a_journal_that_names_a_file_deletes_it_through_sqlite_and_not_through_u
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_MODULES |= {"yaml", "xml", "telnetlib", "ftplib"}
+
+
+@pytest.mark.parametrize("beside", [".lock", ".held"])
+def test_a_driver_writes_through_no_link_that_lies_beside_a_study(tmp_path, beside):
+    good_study(tmp_path / "study.sqlite")
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    other = tmp_path / f"study.sqlite{beside}"
+    for put, why in (
+        (lambda: other.symlink_to(mine), "link"),
+        (lambda: os.mkfifo(other), "regular"),
+    ):
+        other.unlink()
+        put()
+        with pytest.raises(ValueError, match=rf"sqlite\{beside} is .*{why}"):
+            Store(tmp_path / "study.sqlite", create=False)
+        assert mine.read_text() == "precious"
+    other.unlink()
+    Store(tmp_path / "study.sqlite", create=False).close()
+
+
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 METHODS = {"system", "popen", "enable_load_extension", "load_extension", "executescript"}
 
