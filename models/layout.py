@@ -20,7 +20,9 @@ from tuner.foreign import read_json
 
 _MARGIN = 1.1  # a layout that is tried later must be this much quicker
 _WIDEST = 256
-_SOURCES = ("cnn.py", "noise.py", "packed.py", "stacked.py", "train.py")
+_SOURCES = (
+    *("cnn.py", "noise.py", "normalise.py", "packed.py", "patches.py", "stacked.py", "train.py"),
+)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from tuner.seeding import derive_seed
 
 CHUNKS = 8  # in an epoch: lanes are filled, scored and freed at the end of one
 _EVALUATION_BATCH = 500
+_MOST_IMAGES = 1024  # of a lane: where memory does not hold many lanes, few of them need less
 
 
 @dataclass(frozen=True)
@@ -363,7 +364,8 @@ class Pack:
         right = torch.zeros(len(lanes), dtype=torch.int64, device=self._data.device)
         with torch.inference_mode():
             # As many images in all as do not need more memory than a step of the whole pack does.
-            size = max(_EVALUATION_BATCH, 2 * self._size * self.lanes) // len(lanes)
+            most = max(_EVALUATION_BATCH, 2 * self._size * self.lanes)
+            size = min(most // len(lanes), _MOST_IMAGES)
             for start in range(0, len(labels), size):
                 if halt() is Halt.DEADLINE:
                     return None

@@ -57,7 +57,7 @@ class _Patches(torch.autograd.Function):
         out[:, rows:].zero_()
         ctx.numbers = (*x.shape[1:], -(-height // stride), -(-width // stride), out.shape[1])
         ctx.stride = stride
-        grid = (triton.cdiv(columns, _BLOCK), k * c)
+        grid = (k * c, triton.cdiv(columns, _BLOCK))  # of the second axis CUDA takes 65,535
         _gather[grid](x.contiguous(), out, *ctx.numbers, STRIDE=stride, BLOCK=_BLOCK)
         return out
 
@@ -67,7 +67,7 @@ class _Patches(torch.autograd.Function):
         k, c, n, height, width = ctx.shape
         out = slope.new_empty(ctx.shape)
         cells = n * (height // ctx.stride + 1) * (width // ctx.stride + 1)
-        grid = (triton.cdiv(cells, _BLOCK), k * c)
+        grid = (k * c, triton.cdiv(cells, _BLOCK))
         _scatter[grid](slope, out, *ctx.numbers, STRIDE=ctx.stride, BLOCK=_BLOCK)
         return out, None
 
@@ -91,9 +91,9 @@ if triton is not None:
         BLOCK: tl.constexpr,
     ):
         """A block of columns of the nine rows that a channel of a network gives."""
-        plane = tl.program_id(1).to(tl.int64)
+        plane = tl.program_id(0).to(tl.int64)
         columns = n * out_height * out_width
-        column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         image = column // (out_height * out_width)
         top = column // out_width % out_height * STRIDE - 1
         left = column % out_width * STRIDE - 1
@@ -128,10 +128,10 @@ if triton is not None:
         Patches lie a stride apart, and so do the places that a pixel has in them: a cell's pixels
         have all nine among them, and neighbouring cells read neighbouring numbers.
         """
-        plane = tl.program_id(1).to(tl.int64)
+        plane = tl.program_id(0).to(tl.int64)
         columns = n * out_height * out_width
         down, across = height // STRIDE + 1, width // STRIDE + 1
-        cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        cell = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         image = cell // (down * across)
         i, j = cell // across % down, cell % across
         slope += (plane // c * rows + plane % c * 9) * columns

@@ -274,10 +274,12 @@ class WorkerPool:
 
     def _look_after_all(self) -> None:
         now = time.monotonic_ns()
-        if now - self._looked_at > _AWAY_S * 1e9:
-            # This process was away itself, or the whole machine stood still: nobody is to blame.
-            for worker in self.workers:
-                worker.busy_since = None if worker.busy_since is None else now
+        # Where this process was away itself, or the whole machine stood still, nobody is to blame.
+        away_ns = max(0, now - self._looked_at - int(_AWAY_S * 1e9))
+        for worker in self.workers:
+            if worker.busy_since is not None:
+                seen = max(worker.busy_since, worker.block.words[PROGRESS])
+                worker.busy_since = min(now, seen + away_ns) if away_ns else worker.busy_since
         self._looked_at = now
         for worker in self.workers:
             self._look_after(worker)
@@ -288,9 +290,11 @@ class WorkerPool:
         Its death is then noticed like any other.
         """
         now = time.monotonic_ns()
+        if not worker.ends_at and _has_ended(worker.process):
+            worker.ends_at = now + int(_DYING_S * 1e9)  # where its end of the pipe stays open
         if worker.ends_at:
-            if now > worker.ends_at:
-                _signal(worker, signal.SIGKILL)
+            if now > worker.ends_at:  # a child that it forked holds its end of the pipe as well
+                _signal_group(worker)
         elif (limit_s := self._silence_s(worker, now)) is not None:
             worker.is_hung, worker.ends_at = True, now + int(_DYING_S * 1e9)
             worker.last_words = (
@@ -413,11 +417,9 @@ class WorkerPool:
 
     def _end_group(self, worker: PooledWorker) -> None:
         """Kill a worker and what its trainings started, before its number can be another's."""
-        group = worker.process.pid
         if worker.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
-        self._tell_warden(f"-{group}")
+            _signal_group(worker)
+        self._tell_warden(f"-{worker.process.pid}")
 
     def _tell_warden(self, line: str) -> None:
         if self._warden is None:
@@ -490,17 +492,29 @@ class WorkerPool:
         return PooledWorker(index, device, process, connection, block, busy_since=since)
 
 
+def _signal_group(worker: PooledWorker) -> None:
+    """SIGKILL for a worker that is not reaped yet, and for all that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS's for zombies
+        os.killpg(worker.process.pid, signal.SIGKILL)
+
+
 def _signal(worker: PooledWorker, number: signal.Signals) -> None:
     """Unlike Popen's own way this never reaps: the group's number stays the worker's."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker.process.pid, number)
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has ended, its number still taken."""
+    if process.returncode is not None:
+        return True
+    if not hasattr(os, "waitid"):  # on macOS before Python 3.13
+        return False
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait for a process to end, and leave its number taken."""
     until = time.monotonic() + seconds
-    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while process.returncode is None and time.monotonic() < until:
-        if os.waitid(os.P_PID, process.pid, flags) is not None:
-            return
+    while not _has_ended(process) and time.monotonic() < until:
         time.sleep(0.01)

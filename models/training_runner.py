@@ -41,6 +41,8 @@ class TrainingRunner:
         self._is_interrupted = False
         # Trials that went down with a worker together: one of them may be at fault.
         self._suspects: set[int] = set()
+        self._unexplained = 0  # deaths in company since somebody was last found to be at fault
+        self._most_together: int | None = None  # on one worker
         self._refusal: CannotWriteError | None = None  # of the disk, to save a checkpoint
 
     @property
@@ -58,6 +60,8 @@ class TrainingRunner:
         room = self._pool.room(worker)
         if self._suspects:
             return 0 if worker.jobs else min(room, 1)
+        if self._most_together is not None:
+            return min(room, max(0, self._most_together - len(worker.jobs)))
         return room
 
     @property
@@ -199,6 +203,11 @@ class TrainingRunner:
             events.append(event)
         if in_company:
             self._suspects |= {job.trial.number for job in jobs}
+            self._unexplained += 1
+            if self._unexplained > 1:  # nobody did it alone: so many together are too many
+                self._most_together = max(1, len(jobs) // 2)
+        elif jobs:
+            self._unexplained = 0
         self._pool.restart(worker)
         meter.claim(worker.start_key, at)  # until it is ready: WARM_UP
         return events

@@ -438,6 +438,7 @@ class Worker:
         else:
             half = -(-lanes // 2)
             self._most_lanes[shape] = half
+            self._clear()  # there may be trials that have not even entered yet
             moving = self._states(crew)
             crews.remove(crew)  # first, or there would be room for neither
             del crew

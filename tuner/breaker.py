@@ -52,5 +52,5 @@ class Breaker:
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers, which differ between failures of one kind."""
-    return re.sub(r"\d+", "#", reason)
+    """A reason without its numbers and hashes, which differ between failures of one kind."""
+    return re.sub(r"\b[0-9a-f]{8,}\b|\d+", "#", reason)

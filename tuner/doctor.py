@@ -83,6 +83,10 @@ def examine(folder: Path, installed: Mapping[str, str] | None = None) -> list[Fi
         )
     lock, is_held = _lock(path)
     found = [lock]
+    try:
+        look_at(path)
+    except ValueError as error:
+        return [Finding(Severity.DAMAGE, str(error), _SAVED), lock]
     with _opened(path) as (db, has_journal):
         if has_journal and not is_held:
             what = "a driver ended in the middle of a commit"
@@ -109,7 +113,6 @@ def _opened(path: Path) -> Iterator[tuple[sqlite3.Connection, bool]]:
     """A copy of a study's file, as it is once what was not committed is undone; if anything was."""
     with tempfile.TemporaryDirectory(prefix="tuner-") as folder:
         copy = Path(folder, "study.sqlite")
-        look_at(path)
         still_copy(path, copy)
         look_at(copy)
         journal = journal_of(copy)

@@ -221,8 +221,7 @@ class Scheduler:
             while True:
                 over = turn_ns is not None and self.held_ns - self._base_ns >= turn_ns
                 if not over and not self._interrupted:
-                    if not (self._breaker.is_probing and self._in_flight):
-                        self._fill_slots()
+                    self._fill_slots()
                     self._look_ahead()
                 if not self._in_flight and (over or self._interrupted or not self._is_starting):
                     break
@@ -268,10 +267,10 @@ class Scheduler:
     # -- what to do next -------------------------------------------------------------------------
 
     def _fill_slots(self) -> None:
-        while self._runner.free_slots and self._launch_one():
-            self._on_change()
-            if self._breaker.is_probing:
+        while self._runner.free_slots and not (self._breaker.is_probing and self._in_flight):
+            if not self._launch_one():
                 break
+            self._on_change()
 
     def _launch_one(self) -> bool:
         """Put one trial into a free slot; False where there is nothing to do or to pay it with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping
@@ -87,3 +88,15 @@ def expected_objects() -> set[tuple[str, str, str, str | None]]:
     with closing(sqlite3.connect(":memory:")) as db:
         db.executescript(SCHEMA)
         return objects(db)
+
+
+def empty_study() -> bytes:
+    """The file of a study in which nothing has happened.
+
+    It is written as a whole, since an empty one could be a study that was lost.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.executescript(SCHEMA)
+        row = ("schema", json.dumps(SCHEMA_VERSION))
+        db.execute(put("meta"), (*row, checksum(row)))
+        return db.serialize()

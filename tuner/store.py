@@ -14,7 +14,7 @@ import mmap
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +32,7 @@ from tuner.files import (
 from tuner.foreign import not_through_a_link
 from tuner.history import History
 from tuner.reader import RunRow, StudyReader, journal_of, look_at
-from tuner.schema import SCHEMA, SCHEMA_VERSION, checksum, put
+from tuner.schema import checksum, empty_study, put
 from tuner.space import SearchSpace
 from tuner.trial import Observation, Trial
 
@@ -91,7 +91,7 @@ class Store(StudyReader):
             is_new = create
             self._reserve = Reserve(path.with_name(path.name + ".reserve"))
             if create:
-                write_atomically(path, _new_study())
+                write_atomically(path, empty_study())
             look_at(path)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._perform(self._open)
@@ -208,6 +208,7 @@ class Store(StudyReader):
         for gathered in (self._trials, self._observations, self._charges, self._clocks):
             gathered.clear()
         self._since.clear()
+        self.set_meta("fence", self._fence)
         self.set_meta("paused", reason)
         with suppress(sqlite3.Error):
             self._begin_again()
@@ -337,18 +338,6 @@ class StoredHistory(History):
     def _place(self, trial: Trial) -> Trial:
         self._store.put_trial(self._run, super()._place(trial))
         return trial
-
-
-def _new_study() -> bytes:
-    """The file of a study in which nothing has happened.
-
-    It is written as a whole, since an empty one could be a study that was lost.
-    """
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.executescript(SCHEMA)
-        row = ("schema", json.dumps(SCHEMA_VERSION))
-        db.execute(put("meta"), (*row, checksum(row)))
-        return db.serialize()
 
 
 def held_ns(words: memoryview, run: int) -> int:

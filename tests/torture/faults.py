@@ -33,7 +33,10 @@ from tuner.trial import TrialState
 
 EPOCHS = 3
 SPACE = make_space(["learning_rate", "weight_decay"])
-_DEADLY = (Kind.POISON, Kind.SEGFAULT, Kind.ABORT, Kind.EXIT, Kind.GARBAGE, Kind.FLOOD)
+_DEADLY = (
+    *(Kind.SEGFAULT, Kind.FORK, Kind.POISON, Kind.GARBAGE),
+    *(Kind.ABORT, Kind.EXIT, Kind.FLOOD),
+)
 _HARMLESS = (Kind.OOM, Kind.NAN)
 _HANGING = (Kind.SLEEP, Kind.SPIN, Kind.STOP)
 _HUNG_AFTER_S = 1.0

@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     SPIN = "spin"  # holding Python's lock, so that no handler runs
     STOP = "stop"  # neither reads nor writes any more
     CHILD = "child"  # it leaves a process behind, and dies
+    FORK = "fork"  # it leaves one behind that holds all that it had open
 
 
 KINDS = tuple(Kind)
@@ -111,6 +112,10 @@ class Sabotaged:
             os.kill(os.getpid(), signal.SIGSTOP)
         if kind is Kind.CHILD:
             subprocess.Popen(["sleep", "3600"])
+            os.abort()
+        if kind is Kind.FORK:
+            if os.fork() == 0:
+                time.sleep(3600)
             os.abort()
 
 

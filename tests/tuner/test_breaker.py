@@ -48,7 +48,8 @@ def test_five_in_a_row_for_one_reason_or_more_than_half_of_twenty(text, trips):
 
 def test_reasons_that_differ_in_their_numbers_are_one():
     breaker = Breaker()
-    reasons = [f"worker {i} ran out of {100 + i} bytes" for i in range(5)]
+    hashes = ("0123456789ab", "beefbeefbeef", "aaaaaaaaaaaa", "f00ba4f00ba4", "999999999999")
+    reasons = [f"{i} times: r-{i:05}-{h}.safetensors is no file" for i, h in enumerate(hashes)]
     assert [bool(breaker.ended(reason)) for reason in reasons] == [False] * 4 + [True]
 
 

@@ -137,15 +137,27 @@ def test_another_format_is_said_to_be_one(tmp_path):
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("DELETE FROM observation WHERE number = 0 AND epoch = 1", "trial 0 has gaps"),
+        (
+            "DELETE FROM observation WHERE number = 0 AND epoch = 1",
+            "trial 0, epoch 2: no such epoch",
+        ),
         ("DELETE FROM trial WHERE number = 2", "1 row(s) of the table observation belong to no"),
         ("UPDATE charge SET number = 7 WHERE id = 1", "1 row(s) of the table charge belong to no"),
         ("UPDATE charge SET train = train + 1 WHERE id = 1", "charged 21 ns, 21 of it not lost"),
         ("UPDATE charge SET train = -8 WHERE id = 1", "a charge is below zero"),
         ("DELETE FROM charge WHERE id = 5", "trial 2 was charged 0 ns, 0 of it not lost, and its"),
-        ('UPDATE trial SET config = \'{"x": 2.0, "y": 0.5}\' WHERE number = 1', "not in the space"),
-        ("UPDATE observation SET device_ns = -1 WHERE number = 1", "has taken less than no time"),
-        ("UPDATE observation SET score = 9e999 WHERE number = 1", "a score that is no number"),
+        (
+            'UPDATE trial SET config = \'{"x": 2.0, "y": 0.5}\' WHERE number = 1',
+            "x = 2.0 is not in",
+        ),
+        (
+            "UPDATE observation SET device_ns = -1 WHERE number = 1",
+            "trial 1, epoch 1: no such epoch",
+        ),
+        (
+            "UPDATE observation SET score = 9e999 WHERE number = 1",
+            "trial 1, epoch 1: no such epoch",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_together_are_damage(tmp_path, statement, words):
@@ -189,7 +201,10 @@ def test_a_checkpoint_whose_name_leads_elsewhere_is_not_followed(tmp_path):
         tmp_path / "study.sqlite",
         "UPDATE trial SET checkpoint = '../../etc/passwd' WHERE number = 2",
     )
-    assert any("leads out of its folder" in line for line in said(tmp_path, Severity.DAMAGE))
+    assert any(
+        "a checkpoint is a file of its own folder" in line
+        for line in said(tmp_path, Severity.DAMAGE)
+    )
 
 
 def test_what_a_killed_driver_left_is_a_note(tmp_path):

@@ -123,6 +123,8 @@ def _words_of(node):
     name = getattr(node.func, "attr", getattr(node.func, "id", ""))
     owner = ast.unparse(node.func).rpartition(".")[0]
     found = {name} & (METHODS if owner else BUILT_IN)
+    if owner == "platform":  # whose `system` is a name
+        found.clear()
     if owner == "torch" and name in ("load", "compile"):
         found.add(f"torch.{name}")
     for keyword in node.keywords:

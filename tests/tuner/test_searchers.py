@@ -589,6 +589,14 @@ def test_several_proposals_are_legal_apart_and_begin_with_the_one():
     assert len({tuple(c.values()) for c in several}) == 16
 
 
+def test_several_proposals_of_a_large_finite_space_are_different_ones():
+    space = SearchSpace({"layers": Int(1, 4), "width": Int(4, 32), "batch_size": Int(32, 256)})
+    searcher = make_searcher("bayes", space, 2)
+    history = grow(History(1, 10**6), space, searcher, 12)
+    several = searcher.propose_many(history.view(), 16)
+    assert len({tuple(c.values()) for c in several}) == 16
+
+
 def test_no_more_are_proposed_than_are_left():
     space = SearchSpace({"kind": Choice(tuple("abcdefgh"))})
     searcher = make_searcher("bayes", space, 0)

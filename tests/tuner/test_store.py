@@ -297,7 +297,7 @@ def test_tables_that_are_not_ours_are_refused(path):
     db.execute("CREATE TRIGGER t AFTER INSERT ON charge BEGIN DELETE FROM trial; END")
     db.commit()
     db.close()
-    with pytest.raises(ValueError, match="its tables are not those of a study"):
+    with pytest.raises(ValueError, match="is no study: it holds the trigger 't'"):
         Store(path, create=False)
 
 

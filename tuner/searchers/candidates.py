@@ -152,7 +152,8 @@ def _untried(
     else:
         configs = list(space.from_unit(np.concatenate([sobol(space, seed, _RAW_POINTS), near])))
     seen = tried(space, history)
-    configs = [c for c in configs if config_key(space, c) not in seen]
+    each = {config_key(space, c): c for c in configs}  # many points snap onto one configuration
+    configs = [c for key, c in each.items() if key not in seen]
     return configs or [draw_new(space, seed, "rest", history)]
 
 
