@@ -245,7 +245,7 @@ CAMPAIGNS = (
         "of a function that cannot be stopped at a batch one epoch at most runs over",
         functions,
         nightly=1_000,
-        short=50,
+        short=100,
     ),
     Campaign(
         "P5",
