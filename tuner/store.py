@@ -90,7 +90,7 @@ class Store(StudyReader):
         self._observations: list[_Row] = []
         self._charges: list[_Row] = []
         self._clocks: dict[int, int] = {}
-        self._fence: int | None = None  # which opening of the study this is
+        self._version: int | None = None
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             if not create:
@@ -108,8 +108,7 @@ class Store(StudyReader):
             with open(path.with_name(path.name + ".held"), "a+b") as file:
                 file.truncate(8 * 4096)
                 self._held = memoryview(mmap.mmap(file.fileno(), 8 * 4096)).cast("q")
-            self._fence = (self.meta("fence") or 0) + 1
-            self.set_meta("fence", self._fence)
+            self._version = self._data_version()
         except sqlite3.Error as error:
             self._lock.release()
             raise ValueError(f"{path} is damaged or is no study: {error}") from error
@@ -183,21 +182,26 @@ class Store(StudyReader):
         now = time.monotonic()
         if force or now - self._committed >= self.commit_every_s:
             self._write()
-            self._check_fence()
+            self._refuse_if_late()
             self._db.execute("COMMIT")
             self._db.execute("BEGIN")
             self._committed = now
 
-    def _check_fence(self) -> None:
-        """Refuse to write where another driver has opened the study since.
+    def _refuse_if_late(self) -> None:
+        """Refuse to write where another driver has written since the study was opened.
 
-        The lock sees to it that none can, unless somebody removes the lock's file.
+        The lock sees to it that none can, unless somebody removes the lock's file. Within the
+        transaction, so that nobody can come between.
         """
-        if self.meta("fence") != self._fence:
+        if self._version not in (None, self._data_version()):
             raise HeldElsewhereError(
                 f"the study {self.path} was taken over by another process, which its lock should "
                 "have kept out: was the lock's file removed? Nothing more is written here"
             )
+
+    def _data_version(self) -> int:
+        """SQLite's number that changes where another connection has written, and only there."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def _write(self) -> None:
         """Bring the tables up to date, within the transaction."""
