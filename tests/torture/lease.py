@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.helpers import SPACE
 from tests.torture.scripted import quick_store
@@ -38,10 +38,9 @@ class Lease(RuleBasedStateMachine):
         store.close()
         shutil.rmtree(self.path.parent)
 
-    @rule(driver=drivers)
-    def open(self, driver):
-        if driver in self.stores:
-            return
+    @rule()
+    def open(self):
+        driver = min(set(range(len(self.stores) + 1)) - self.stores.keys())
         if self.locker is None:
             self.stores[driver] = quick_store(self.path, create=False)
             self.locker = driver
@@ -50,11 +49,11 @@ class Lease(RuleBasedStateMachine):
             with pytest.raises(HeldElsewhereError, match=r'by another process: \{"pid": '):
                 quick_store(self.path, create=False)
 
-    @rule(driver=drivers, seed=st.integers(0, 999), asks_first=st.booleans())
-    def write(self, driver, seed, asks_first):
-        store = self.stores.get(driver)
-        if store is None:
-            return
+    @precondition(lambda self: self.stores)
+    @rule(which=drivers, seed=st.integers(0, 999), asks_first=st.booleans())
+    def write(self, which, seed, asks_first):
+        driver = self._one(which)
+        store = self.stores[driver]
         number = len(self.written)
         store.put_trial(self.row.id, Trial(number, {"x": 0.1, "y": 0.2}, seed, 2))
         if asks_first:  # which writes what is gathered, in the same transaction
@@ -66,23 +65,29 @@ class Lease(RuleBasedStateMachine):
         else:
             with pytest.raises(HeldElsewhereError, match="taken over"):
                 store.commit()
-            self.close(driver)
+            self._end(driver, dies=asks_first)
 
-    @rule(driver=drivers)
-    def close(self, driver):
-        if driver in self.stores:
-            self.stores.pop(driver).close()
-            self.locker = None if self.locker == driver else self.locker
+    @precondition(lambda self: self.stores)
+    @rule(which=drivers, dies=st.booleans())
+    def end(self, which, dies):
+        self._end(self._one(which), dies=dies)
 
-    @rule(driver=drivers)
-    def die(self, driver):
-        if driver in self.stores:
-            store = self.stores.pop(driver)
+    def _one(self, which):
+        return sorted(self.stores)[which % len(self.stores)]
+
+    def _end(self, driver, *, dies):
+        store = self.stores.pop(driver)
+        self.locker = None if self.locker == driver else self.locker
+        if dies:
             store._db.close()
             store._lock.release()
-            self.locker = None if self.locker == driver else self.locker
+        else:
+            store.close()
 
+    @precondition(lambda self: self.stores)
     @rule()
-    def lose_the_file_of_the_lock(self):
+    def take_over(self):
+        """Remove the lock's file, as if the lock were a leftover, and open the study."""
         self.path.with_name("study.sqlite.lock").unlink(missing_ok=True)
         self.locker = None
+        self.open()
