@@ -492,14 +492,14 @@ class Worker:
 
     def _halt(self) -> Halt:
         self._pulse.beat()
-        if self._block.words[INTERRUPT]:
-            return Halt.INTERRUPT
         left = self._block.words[DEADLINE] - time.monotonic_ns()
         if 0 < left < (self._stretch_ns or left + 1) and self._device.type == "cuda":
             # The host runs ahead of a GPU. Near the deadline it waits for it before each batch,
             # so that what is still queued then is one batch at most.
             left = self._block.words[DEADLINE] - self._now()
-        return Halt.DEADLINE if left <= 0 else Halt.NO
+        if left <= 0:  # before all else, or who was interrupted would be scored beyond it
+            return Halt.DEADLINE
+        return Halt.INTERRUPT if self._block.words[INTERRUPT] else Halt.NO
 
     def _now(self) -> int:
         if self._device.type == "cuda":

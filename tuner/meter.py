@@ -25,6 +25,9 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 class DeviceMeter:
     """Splits the time for which one device is held equally among its active claims.
 
+    Readings are those of the monotonic clock: whoever sets the wall clock moves none of them, and
+    the time for which a machine is asleep, on Linux and macOS, is in none of them.
+
     Time moves only by `advance`, and never backwards: a reading older than the last counts as
     the last. So the claims and the idle time add up to the time held, to the nanosecond, in
     whatever order messages from several workers come in.

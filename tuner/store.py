@@ -83,7 +83,7 @@ class Store(StudyReader):
         self._clocks: dict[int, int] = {}
         self._since: list[tuple[str, list[_Row]]] = []  # statements since the last commit
         self._executed = 0  # of those
-        self._fence: int | None = None  # which opening of the study this is
+        self._version: int | None = None
         is_new = False
         try:
             if create and path.exists():  # asked under the lock: another may just have made it
@@ -100,6 +100,7 @@ class Store(StudyReader):
             with open(beside, "a+b", opener=not_through_a_link) as file:
                 allocate(file, HELD_BYTES)
                 self._held = memoryview(mmap.mmap(file.fileno(), HELD_BYTES)).cast("q")
+            self._version = self._data_version()
         except BaseException as error:
             self._give_up(is_new=is_new)
             if isinstance(error, sqlite3.Error):
@@ -117,8 +118,6 @@ class Store(StudyReader):
         self._db.execute("BEGIN")
         if self.meta("paused") is not None:
             self.set_meta("paused", None)
-        self._fence = (self.meta("fence") or 0) + 1
-        self.set_meta("fence", self._fence)
 
     def _give_up(self, *, is_new: bool) -> None:
         """Let go of what was opened so far; of a study that could not be made, remove it."""
@@ -208,7 +207,6 @@ class Store(StudyReader):
         for gathered in (self._trials, self._observations, self._charges, self._clocks):
             gathered.clear()
         self._since.clear()
-        self.set_meta("fence", self._fence)
         self.set_meta("paused", reason)
         with suppress(sqlite3.Error):
             self._begin_again()
@@ -218,16 +216,21 @@ class Store(StudyReader):
         statement = put(table, "INSERT OR REPLACE" if table in _REPLACED else "INSERT")
         self._since.append((statement, [(*row, checksum(row)) for row in rows]))
 
-    def _check_fence(self) -> None:
-        """Refuse to write where another driver has opened the study since.
+    def _refuse_if_late(self) -> None:
+        """Refuse to write where another driver has written since the study was opened.
 
-        The lock sees to it that none can, unless somebody removes the lock's file.
+        The lock sees to it that none can, unless somebody removes the lock's file. Within the
+        transaction, so that nobody can come between.
         """
-        if self.meta("fence") != self._fence:
+        if self._version not in (None, self._data_version()):
             raise HeldElsewhereError(
                 f"the study {self.path} was taken over by another process, which its lock should "
                 "have kept out: was the lock's file removed? Nothing more is written here"
             )
+
+    def _data_version(self) -> int:
+        """SQLite's number that changes where another connection has written, and only there."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def _write(self) -> None:
         """Bring the tables up to date, within the transaction."""
@@ -249,7 +252,7 @@ class Store(StudyReader):
     def _commit(self) -> None:
         reach(Place.COMMIT_BEFORE)
         self._write()
-        self._check_fence()
+        self._refuse_if_late()
         reach(Place.COMMIT_WRITTEN)
         self._db.execute("COMMIT")
         reach(Place.COMMIT_AFTER)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.helpers import SPACE
 from tests.torture.scripted import quick_store
@@ -19,7 +19,7 @@ drivers = st.integers(0, 3)
 
 
 class Lease(RuleBasedStateMachine):
-    """Who may write to a study: the last who opened it; who may open it: any while it is free."""
+    """Any driver may open a study that is free, and write while no other has written since."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class Lease(RuleBasedStateMachine):
         self.row = with_run.add_run("random", 0, SPACE, 2, 10**9)
         with_run.commit()
         with_run.close()
-        self.stores, self.locker, self.owner, self.written = {}, None, None, []
+        self.stores, self.locker, self.late, self.written = {}, None, set(), []
 
     def teardown(self):
         for store in self.stores.values():
@@ -38,49 +38,56 @@ class Lease(RuleBasedStateMachine):
         store.close()
         shutil.rmtree(self.path.parent)
 
-    @rule(driver=drivers)
-    def open(self, driver):
-        if driver in self.stores:
-            return
+    @rule()
+    def open(self):
+        driver = min(set(range(len(self.stores) + 1)) - self.stores.keys())
         if self.locker is None:
             self.stores[driver] = quick_store(self.path, create=False)
-            self.locker = self.owner = driver
+            self.locker = driver
+            self.late.discard(driver)
         else:
             with pytest.raises(HeldElsewhereError, match=r'by another process: \{"pid": '):
                 quick_store(self.path, create=False)
 
-    @rule(driver=drivers, seed=st.integers(0, 999), asks_first=st.booleans())
-    def write(self, driver, seed, asks_first):
-        store = self.stores.get(driver)
-        if store is None:
-            return
+    @precondition(lambda self: self.stores)
+    @rule(which=drivers, seed=st.integers(0, 999), asks_first=st.booleans())
+    def write(self, which, seed, asks_first):
+        driver = self._one(which)
+        store = self.stores[driver]
         number = len(self.written)
         store.put_trial(self.row.id, Trial(number, {"x": 0.1, "y": 0.2}, seed, 2))
         if asks_first:  # which writes what is gathered, in the same transaction
             store.trials(self.row)
-        if driver == self.owner:
+        if driver not in self.late:
             store.commit()
             self.written.append(seed)
+            self.late = self.stores.keys() - {driver}
         else:
             with pytest.raises(HeldElsewhereError, match="taken over"):
                 store.commit()
-            self.close(driver)
+            self._end(driver, dies=asks_first)
 
-    @rule(driver=drivers)
-    def close(self, driver):
-        if driver in self.stores:
-            self.stores.pop(driver).close()
-            self.locker = None if self.locker == driver else self.locker
+    @precondition(lambda self: self.stores)
+    @rule(which=drivers, dies=st.booleans())
+    def end(self, which, dies):
+        self._end(self._one(which), dies=dies)
 
-    @rule(driver=drivers)
-    def die(self, driver):
-        if driver in self.stores:
-            store = self.stores.pop(driver)
+    def _one(self, which):
+        return sorted(self.stores)[which % len(self.stores)]
+
+    def _end(self, driver, *, dies):
+        store = self.stores.pop(driver)
+        self.locker = None if self.locker == driver else self.locker
+        if dies:
             store._db.close()
             store._lock.release()
-            self.locker = None if self.locker == driver else self.locker
+        else:
+            store.close()
 
+    @precondition(lambda self: self.stores)
     @rule()
-    def lose_the_file_of_the_lock(self):
+    def take_over(self):
+        """Remove the lock's file, as if the lock were a leftover, and open the study."""
         self.path.with_name("study.sqlite.lock").unlink(missing_ok=True)
         self.locker = None
+        self.open()

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import seed as seeded
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -163,7 +164,7 @@ def leases(n: int, seed: int) -> Found:
             seeded(seed)(Lease),
             settings=settings(max_examples=n, stateful_step_count=20, deadline=None, database=None),
         )
-    except AssertionError as error:
+    except (AssertionError, pytest.fail.Exception) as error:
         return Found(n, (f"{type(error).__name__}: {error}",))
     return Found(n)
 

@@ -243,14 +243,14 @@ CAMPAIGNS = (
         "every searcher answers adversarial histories with a legal new point, or says why not",
         answers,
         nightly=5_000,
-        short=20,
+        short=12,
     ),
     Campaign(
         "P10",
         "a factorisation that fails, at each call, ends in a legal point and is on record",
         breakdowns,
         nightly=2_000,
-        short=80,
+        short=40,
     ),
     Campaign(
         "P10",

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
+import tuner.runner
 from models.layout import Layout
 from tests.helpers import SPACE
 from tests.torture.campaign import Campaign, Found
 from tests.torture.scripted import SECOND, Habits, ScriptedPool, WatchedRunner, World, quick_store
-from tuner.budget import Kind
+from tuner.budget import Kind, to_ns
 from tuner.entry import make_entry
 from tuner.fidelity import POLICIES
 from tuner.race import Run, enter
 from tuner.scheduler import TrainingBrokenError
 from tuner.seeding import derive_seed
 from tuner.store import Store
+from tuner.study import tune
 
 EPOCHS = 4
 
@@ -186,7 +190,63 @@ def budgets(n: int, seed: int) -> Found:
     return Found(n, tuple(failures), dict(notes))
 
 
+class _Function:
+    """A training of a user's on a clock of its own, whose epochs now and then take very long."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._generator, self._stalls = generator, bool(generator.random() < 0.5)
+        self.epochs = int(generator.integers(1, 6))
+        self.began = self.now = 10**12
+        self.took: list[int] = []
+
+    def __call__(self, config: object) -> Iterator[float]:
+        """Train; one score in fifty is not finite."""
+        for _ in range(self.epochs):
+            self.took.append(int(SECOND * (0.05 + min(100.0, self._generator.pareto(1.2)))))
+            self.now += self.took[-1]
+            yield float(self._generator.choice([0.1, 0.5, 0.9, np.nan], p=[0.4, 0.3, 0.28, 0.02]))
+
+    def monotonic_ns(self) -> int:
+        """Read the clock, of a driver that now and then stalls."""
+        if self._stalls and self._generator.random() < 0.02:
+            self.now += int(self._generator.integers(2 * SECOND))
+        return self.now
+
+
+def functions(n: int, seed: int) -> Found:
+    """Functions of a user's, whose epochs cannot be stopped: at most one of them runs over."""
+    failures: list[str] = []
+    notes: Counter[str] = Counter()
+    for i in range(n):
+        generator = np.random.default_rng(derive_seed(seed, "functions", i))
+        train, minutes = _Function(generator), int(generator.integers(1, 60)) / 60
+        with patch.object(tuner.runner, "time", train):
+            study = tune(
+                train,
+                SPACE,
+                budget_minutes=minutes,
+                searcher="random",
+                max_epochs=train.epochs,
+                seed=i,
+            )
+        spent, held = to_ns(study.minutes_spent), train.now - train.began
+        over = spent - to_ns(minutes)
+        notes["overspent"] += over > 0
+        if abs(over) > max(train.took):
+            failures.append(f"function {i} spent {over / SECOND:.3f} s more than it had")
+        if not sum(train.took) - 1 <= spent <= held + 1:  # minutes are floating-point numbers
+            failures.append(f"function {i} spent {spent}, trained {sum(train.took)} of {held}")
+    return Found(n, tuple(failures), dict(notes))
+
+
 CAMPAIGNS = (
+    Campaign(
+        "P5",
+        "of a function that cannot be stopped at a batch one epoch at most runs over",
+        functions,
+        nightly=1_000,
+        short=100,
+    ),
     Campaign(
         "P5",
         "a budget is overspent by one batch at most, and its parts add up to the nanosecond",

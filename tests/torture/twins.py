@@ -117,46 +117,47 @@ def outcome(run: Run) -> str:
 
 def interrupted(twin: Twin, moments: list[int], folder: Path, notes: Counter[str]) -> str:
     """Its outcome where after so many commits each the driver is killed, or told to stop."""
-    for life, moment in enumerate([*moments, 1 << 60]):
-        store = quick_store(folder / "study.sqlite", create=life == 0)
-        if life == 0:
-            row = twin.row
-            store.add_run(row.searcher, row.seed, row.space, row.max_epochs, row.budget_ns)
-            store.commit()
-        run = twin.run_in(store)
-        left, commit = moment, store.commit
-
-        def happen(**options: bool) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0 and moment % 3 == 0:  # noqa: B023
-                notes["killed before a commit"] += 1
-                raise Killed
-            commit(**options)  # noqa: B023
-            if left == 0 and moment % 3 == 1:  # noqa: B023
-                notes["killed after a commit"] += 1
-                raise Killed
-            if left == 0:
-                notes["told to stop"] += 1
-                run.scheduler.interrupt()  # noqa: B023
-
-        store.commit = happen  # type: ignore[method-assign, assignment]
-        try:
-            run.scheduler.run()
-            store.close()
-        except Killed:  # what kill -9 leaves: nothing that was not committed
-            store._db.close()
-            store._lock.release()
-            continue
-        if run.scheduler.finished:
-            break
-    reread = Store(folder / "study.sqlite", create=False)
+    path, row = folder / "study.sqlite", twin.row
+    store = quick_store(path, create=True)
+    store.add_run(row.searcher, row.seed, row.space, row.max_epochs, row.budget_ns)
+    store.commit()
+    store.close()
+    lives = (_life(twin, path, moment, notes) for moment in [*moments, 1 << 60])
+    run = next(run for run in lives if run is not None and run.scheduler.finished)
+    reread = quick_store(path, create=False)
     on_disk = reread.history(reread.runs()[0])
-    text = outcome(run)
-    if on_disk.trials != run.scheduler.history.trials:
-        text = "what is on disk is not what was in memory"
     reread.close()
-    return text
+    is_same = on_disk.trials == run.scheduler.history.trials
+    return outcome(run) if is_same else "what is on disk is not what was in memory"
+
+
+def _life(twin: Twin, path: Path, left: int, notes: Counter[str]) -> Run | None:
+    """One driver, to its end: of the search, or after so many commits. None where it was killed."""
+    store = quick_store(path, create=False)
+    run, commit = twin.run_in(store), store.commit
+    end = ("killed before a commit", "killed after a commit", "told to stop")[left % 3]
+
+    def happen(**options: bool) -> None:
+        nonlocal left
+        left -= 1
+        notes[end] += left == 0
+        if left == 0 and end == "killed before a commit":
+            raise Killed
+        commit(**options)
+        if left == 0 and end == "killed after a commit":
+            raise Killed
+        if left == 0:
+            run.scheduler.interrupt()
+
+    store.commit = happen  # type: ignore[method-assign, assignment]
+    try:
+        run.scheduler.run()
+        store.close()
+    except Killed:  # what kill -9 leaves: nothing that was not committed
+        store._db.close()
+        store._lock.release()
+        return None
+    return run
 
 
 def twins(n: int, seed: int) -> Found:
