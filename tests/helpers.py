@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 
 import numpy as np
 
@@ -56,9 +56,15 @@ def alter(path, statement, *values):
     """Change rows of a study as another program would, with checksums that are right again."""
     with closing(sqlite3.connect(path)) as db:
         db.execute(statement, values)
-        for table, names in COLUMNS.items():
-            same = " AND ".join(f"{name} IS ?" for name in names)
+        set_checksums_right(db)
+        db.commit()
+
+
+def set_checksums_right(db):
+    """Of every row of those tables of a study that are still there."""
+    for table, names in COLUMNS.items():
+        same = " AND ".join(f"{name} IS ?" for name in names)
+        with suppress(sqlite3.Error):
             for row in db.execute(f"SELECT {', '.join(names)} FROM {table}").fetchall():  # noqa: S608
                 put = f"UPDATE {table} SET crc = ? WHERE {same}"  # noqa: S608
                 db.execute(put, (checksum(row), *row))
-        db.commit()

@@ -101,7 +101,11 @@ def main(folder: Path) -> None:
         if event in EVENTS or (event.startswith(PREFIXES) and event not in HARMLESS):
             noted.append(f"{event} {args!r}"[:200])
         elif event in TOUCHES and isinstance(args[0], (str, bytes, os.PathLike)):
-            path = os.path.abspath(os.fsdecode(args[0]))
+            path = os.path.abspath(
+                os.path.join(
+                    _folder(args[1:2] if event == "os.remove" else ()), os.fsdecode(args[0])
+                )
+            )
             if not path.startswith(inside):
                 noted.append(f"{event} {path}"[:200])
 
@@ -121,6 +125,12 @@ def main(folder: Path) -> None:
         found = {"refusal": refusal, "trouble": trouble, "events": noted[:5]}
         print(json.dumps({**found, "seconds": seconds, "bytes": grown}), flush=True)
         noted.clear()
+
+
+def _folder(more: tuple[object, ...]) -> str:
+    """What a name is relative to: the folder that is open as the descriptor given, or this one."""
+    given = [n for n in more if isinstance(n, int) and n >= 0]
+    return os.readlink(f"/proc/self/fd/{given[0]}") if given else os.getcwd()
 
 
 def _peak(*, reset: bool = False) -> int:
