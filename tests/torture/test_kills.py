@@ -68,12 +68,17 @@ def test_a_process_killed_at_any_place_loses_nothing(place, zygote, twins, tmp_p
 
 @pytest.mark.parametrize("place", WITH_WORKERS[:4], ids=lambda place: place.value)
 def test_a_worker_killed_at_a_message_loses_nothing(place, zygote, twins, tmp_path):
-    struck = Job("training", str(tmp_path), 7, worker_failpoints=(f"{place.value}:4:kill",))
-    assert zygote.run(struck) == 0
-    assert len(deaths(tmp_path)) == 1
-    record = read(tmp_path)
-    assert missing(tmp_path, record) == unbalanced(record) == []
-    assert scores(record) == twins["training"][0]
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        struck = Job("training", str(folder), 7, worker_failpoints=(f"{place.value}:4:kill",))
+        assert zygote.run(struck) == 0
+        record = read(folder)
+        assert missing(folder, record) == unbalanced(record) == []
+        assert scores(record) == twins["training"][0]
+        if deaths(folder):
+            return  # else it came by there when all was done, and nobody was waiting for it
+    pytest.fail("no worker was killed in five searches")
 
 
 # -- what the campaign would notice ----------------------------------------------------------------
