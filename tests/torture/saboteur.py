@@ -81,8 +81,8 @@ class Sabotaged:
 
     def ended(self):
         """What ended, with the losses that are to be none."""
-        ended = self._crew.ended()
-        return ended | dict.fromkeys(self._broken)
+        broken, self._broken = self._broken, set()
+        return self._crew.ended() | dict.fromkeys(broken)
 
     def _misbehave(self, kind: Kind, lane: int) -> None:
         if kind is Kind.OOM:
