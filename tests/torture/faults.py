@@ -231,11 +231,12 @@ def endings(n: int, seed: int) -> Found:
                 driver.communicate()  # its own end, at the end of its input
             else:
                 driver.send_signal(number)
-                driver.wait()
+                _wait_for(lambda driver=driver: driver.poll() is not None, _GRACE_S)
             if not _wait_for(lambda token=token: not _alive(token), _GRACE_S):
                 failures.append(f"after {number!r} there are still {_alive(token)}")
                 for pid in _alive(token):
                     os.kill(pid, signal.SIGKILL)
+            driver.wait()
     return Found(n, tuple(failures))
 
 
@@ -267,6 +268,7 @@ def main() -> None:
         os._exit(0)
 
     threading.Thread(target=end, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     decay = weight_decay(Kind.CHILD)
     rates = np.linspace(0.01, 0.1, 1000)
     with small_pool(_SINGLY) as pool:
