@@ -47,7 +47,7 @@ def torture(
         if not chosen:
             names = ", ".join(c.name for c in CAMPAIGNS)
             raise ValueError(f"there is no campaign {only!r}; there are {names}")
-        entries = _earlier(out)
+        entries, commit = _earlier(out), _commit()  # which its own table would make another
         for campaign in chosen:
             n = max(campaign.short, 1, round(scale * campaign.nightly))
             console.print(f"{campaign.name}: {n:,} times", markup=False, soft_wrap=True)
@@ -58,7 +58,7 @@ def torture(
                 found = Found(0, (), {"skipped": str(reason)})
             for failure in found.failures[:5]:
                 console.print(f"  {failure}", markup=False, soft_wrap=True)
-            entries[campaign.name] = _entry(campaign, found, seed, time.monotonic() - began)
+            entries[campaign.name] = _entry(campaign, found, seed, commit, began)
             _save(entries, out, show=campaign is chosen[-1])
         if any(entries[campaign.name]["failures"] for campaign in chosen):
             raise typer.Exit(1)
@@ -73,7 +73,9 @@ def _earlier(out: Path) -> dict[str, Any]:
     return {c.name: found[c.name] for c in CAMPAIGNS if c.name in found}
 
 
-def _entry(campaign: Campaign, found: Found, seed: int, seconds: float) -> dict[str, Any]:
+def _entry(
+    campaign: Campaign, found: Found, seed: int, commit: str, began: float
+) -> dict[str, Any]:
     return {
         "promise": campaign.promise,
         "words": campaign.words,
@@ -82,9 +84,9 @@ def _entry(campaign: Campaign, found: Found, seed: int, seconds: float) -> dict[
         "failures": list(found.failures),
         "bound": found.bound,
         "notes": dict(found.notes),
-        "seconds": seconds,
+        "seconds": time.monotonic() - began,
         "seed": seed,
-        "commit": _commit(),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -266,6 +266,8 @@ class Store(StudyReader):
         with suppress(sqlite3.Error):  # SQLite may have done so itself
             self._db.execute("ROLLBACK")
         self._db.execute("BEGIN")
+        if self._version is not None:  # what was undone counts as another's writing
+            self._version = self._data_version()
         self._executed = 0
         self._commit()
 
