@@ -142,7 +142,9 @@ class StudyReader:
             disarm(self._db)
             found = objects(self._db)
         for kind, name, _, sql in found:
-            is_plain = kind in ("table", "index") and not (sql or "").startswith("CREATE VIRTUAL")
+            is_plain = kind in ("table", "index") and not str(sql or "").startswith(
+                "CREATE VIRTUAL"
+            )
             if not is_plain:
                 raise ValueError(f"{self.path} is no study: it holds the {kind} {name!r}")
         with self._naming():

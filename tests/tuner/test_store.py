@@ -267,6 +267,17 @@ def test_of_a_study_that_could_not_be_made_nothing_is_left(path, no_room, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_statement_that_is_no_text_any_more_is_damage(path):
+    fill(path)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA writable_schema = ON")
+    db.execute("UPDATE sqlite_schema SET sql = CAST(sql AS BLOB) WHERE name = 'charge_of_run'")
+    db.commit()
+    db.close()
+    with pytest.raises(ValueError, match=str(path)):
+        Store(path, create=False)
+
+
 @pytest.mark.parametrize(
     ("change", "table"),
     [
