@@ -100,9 +100,7 @@ class PooledWorker:
     busy_since: int | None = None
     """Since when something has been asked of it, by the monotonic clock; None while nothing is."""
     is_hung: bool = False
-    ends_at: int = (
-        0  # when a worker that hangs gets its SIGKILL; 0 while it has not been told to end
-    )
+    ends_at: int = 0  # when one that is to end gets its SIGKILL; 0 while it is not
 
     @property
     def start_key(self) -> int:
@@ -277,9 +275,9 @@ class WorkerPool:
         # Where this process was away itself, or the whole machine stood still, nobody is to blame.
         away_ns = max(0, now - self._looked_at - int(_AWAY_S * 1e9))
         for worker in self.workers:
-            if worker.busy_since is not None:
+            if away_ns and worker.busy_since is not None:
                 seen = max(worker.busy_since, worker.block.words[PROGRESS])
-                worker.busy_since = min(now, seen + away_ns) if away_ns else worker.busy_since
+                worker.busy_since = min(now, seen + away_ns)
         self._looked_at = now
         for worker in self.workers:
             self._look_after(worker)

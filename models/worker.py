@@ -127,16 +127,12 @@ class _Pulse:
     def __init__(self, block: ControlBlock, beats_are_batches: bool) -> None:
         self._block, self._beats_are_batches = block, beats_are_batches
         self._latest: deque[int] = deque(maxlen=_BEATS)
-        self._beaten = 0
 
     def beat(self) -> None:
         """The worker is about to begin a batch."""
-        now = time.monotonic_ns()
-        if self._beats_are_batches and self._block.words[PROGRESS]:
-            self._latest.append(now - self._block.words[PROGRESS])
-            self._beaten += 1
-            if self._beaten.bit_count() == 1 or self._beaten % _BEATS == 0:  # soon, then seldom
-                self._publish()
+        now, before = time.monotonic_ns(), self._block.words[PROGRESS]
+        if self._beats_are_batches and before:
+            self._latest.append(now - before)
         self._block.words[PROGRESS] = now
 
     def note(self, chunk_ns: int) -> None:
@@ -144,10 +140,7 @@ class _Pulse:
         self._block.words[PROGRESS] = time.monotonic_ns()
         if not self._beats_are_batches:
             self._latest.append(chunk_ns)
-            self._publish()
-
-    def _publish(self) -> None:
-        self._block.words[STRETCH] = int(statistics.median(self._latest))
+        self._block.words[STRETCH] = int(statistics.median(self._latest or (0,)))
 
 
 class Worker:

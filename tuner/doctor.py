@@ -9,13 +9,12 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-import math
 import os
 import socket
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +229,6 @@ def _study(study: _Copy, folder: Path, is_held: bool) -> Iterator[Finding]:
         return
     for row in rows:
         name = f"{row.searcher} {row.seed}"
-        yield from _trials(row, name, trials[row.id])
         yield from _ledger(db, study, row, name, trials[row.id])
     if is_held:
         return  # its files are a moment older or newer than the copy
@@ -270,34 +268,6 @@ def _foreign(db: sqlite3.Connection) -> Iterator[Finding]:
         if count:
             what = f"{count} row(s) of the table {table} belong to nobody"
             yield Finding(Severity.DAMAGE, what, "all others can be used")
-
-
-def _trials(row: RunRow, name: str, trials: list[Trial]) -> Iterator[Finding]:
-    if [t.number for t in trials] != list(range(len(trials))):
-        yield Finding(Severity.DAMAGE, f"{name}: its trials are not numbered from 0 on", _SAVED)
-    for trial in trials:
-        who = f"{name}: trial {trial.number}"
-        if [o.epoch for o in trial.curve] != list(range(1, len(trial.curve) + 1)):
-            epochs = [o.epoch for o in trial.curve]
-            advice = f"its first {_unbroken(epochs)} epoch(s) can be used"
-            yield Finding(Severity.DAMAGE, f"{who} has gaps: its epochs are {epochs}", advice)
-        if not all(math.isfinite(o.score) for o in trial.curve):
-            yield Finding(Severity.DAMAGE, f"{who} has a score that is no number", _SAVED)
-        if any(o.device_ns < 0 for o in trial.curve) or trial.partial_ns < 0:
-            yield Finding(Severity.DAMAGE, f"{who} has taken less than no time", _SAVED)
-        if not row.space.contains(trial.config):
-            what = f"{who} has a configuration that is not in the space: {dict(trial.config)}"
-            yield Finding(Severity.DAMAGE, what, "do not use its score for this space")
-
-
-def _unbroken(epochs: Iterable[int]) -> int:
-    """How many come without a gap from 1 on."""
-    count = 0
-    for epoch in epochs:
-        if epoch != count + 1:
-            break
-        count += 1
-    return count
 
 
 def _ledger(
@@ -408,8 +378,6 @@ def _checkpoints(
 
 def _problem_of(place: Path, mark: Checkpoint) -> str:
     """What is wrong with a checkpoint; empty where nothing is."""
-    if Path(mark.name).name != mark.name:
-        return "has a name that leads out of its folder"
     try:
         with open(place / mark.name, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -120,6 +120,8 @@ class StudyReader:
             ):
                 trial = _trial_of(row, tuple(curves.get(row[0], ())))
                 run.space.check(trial.config)
+                if trial.partial_ns < 0:
+                    raise ValueError(f"trial {trial.number} has taken less than no time")
                 if trial.number != len(found):
                     raise ValueError(f"trial {len(found)} is missing")
                 found.append(trial)

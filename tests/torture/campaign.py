@@ -39,7 +39,7 @@ class Campaign:
     Attributes:
         promise: its number, such as P5.
         words: what is promised, and how it is tested, in a line.
-        run: takes how often, and a seed.
+        run: takes how often, and a seed; raises unittest.SkipTest where it cannot be run.
         nightly, short: how often, in the nightly campaign and in the tests; 0 where even once
             takes too long for them.
     """

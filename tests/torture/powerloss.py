@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
+from unittest import SkipTest
 
 import numpy as np
 
@@ -278,7 +279,7 @@ def _write(folder: Path, state: dict[str, bytes]) -> None:
 def of_power(n: int, seed: int) -> Found:
     """Lose power n times: the study opens, all that was told is there, checkpoints are whole."""
     if reason := why_not():
-        return Found(0, (), {"skipped": reason})
+        raise SkipTest(reason)
     found: list[str] = []
     n_done = n_points = n_struck = n_gone_on = 0
     with scratch_folder() as scratch, Zygote() as zygote:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tuner.brackets import rung_epochs
 from tuner.history import HistoryView
-from tuner.searchers.candidates import Candidates, maximise, sobol_start
+from tuner.searchers.candidates import Candidates, sobol_start
 from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import Belief, Outlook, Surrogate, start_size
@@ -59,10 +59,8 @@ class BayesSearcher:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
                 value = outlook.log_improvement
-                if count == 1:
-                    return [maximise(self._space, value, outlook.centres, history, seed)[0]]
                 around = Candidates.around(self._space, value, outlook.centres, history, seed)
-                return around.several(outlook.improvements(around.units, count), count)
+                return around.several(outlook.improvements, count)
         return [draw_new(self._space, self._seed, "bayes-fallback", history)]
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:

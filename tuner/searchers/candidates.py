@@ -132,10 +132,14 @@ class Candidates:
         """The configuration at coordinates number `index`."""
         return self.space.from_unit(self.units[index : index + 1])[0]
 
-    def several(self, improvements: Improvements, count: int) -> list[Config]:
-        """Up to `count` configurations, each the best if those before it are in flight."""
-        taken = [self.pick(self.values)]
-        while len(taken) < min(count, len(self.units)):
+    def several(self, improve: Callable[[Units, int], Improvements], count: int) -> list[Config]:
+        """Up to `count` configurations, each the best if those before it are in flight.
+
+        `improve` is asked, where more than one is wanted, what that makes of the others.
+        """
+        taken, count = [self.pick(self.values)], min(count, len(self.units))
+        improvements = improve(self.units, count) if count > 1 else None
+        while improvements is not None and len(taken) < count:
             improvements.propose(taken[-1])
             taken.append(self.pick(improvements.values, taken))
         return [self.config(index) for index in taken]
