@@ -299,7 +299,7 @@ def _ledger(
         over = spent - row.budget_ns
         longest = max((o.device_ns for t in trials if not t.source for o in t.curve), default=0)
         is_much = over > longest
-        what = f"{name}: {to_minutes(over):.3f} minutes more than its budget were spent"
+        what = f"{name}: {over / 1e6:,.1f} ms more than its budget were spent"
         advice = "more than an epoch: unless --budget-minutes was lowered, a fault of the tuner"
         yield Finding(
             Severity.WARNING if is_much else Severity.NOTE,
