@@ -98,7 +98,7 @@ def test_quiet_prints_only_the_result(tmp_path):
 
 def test_kills_of_the_driver_change_nothing_in_a_replay(tmp_path):
     request = ["--searchers", "random,grid", "--seeds", 3, "--slots", 2, "--quiet"]
-    request += ["--landscape", "smooth", "--budget-minutes", 400]
+    request += ["--landscape", "smooth", "--budget-minutes", 1200]
     assert tune(*request, "--out", tmp_path / "twin").exit_code == 0
     out = tmp_path / "killed"
     process = start(*request, "--out", out)
@@ -235,7 +235,7 @@ def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("models.devices._count_gpus", lambda: 0)
+    monkeypatch.setattr("tuner.workers.devices._count_gpus", lambda: 0)
     result = tune(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr

@@ -13,9 +13,10 @@ import pytest
 
 from tests.helpers import alter
 from tests.scripts.command_line import LEDGER, SCRIPT, read, start, summary_of, wait_for_epochs
+from tuner.budget import Kind
 from tuner.history import History
 from tuner.searchers import make_searcher
-from tuner.store import Store
+from tuner.store import Store, held_ns
 from tuner.trial import TrialState
 
 
@@ -98,7 +99,8 @@ def test_a_real_race_killed_now_and_then_loses_no_epoch_and_charges_none_twice(t
     process = start(*request, "--budget-minutes", 0.25, "--out", out)
     observed, proposed = {}, {}
     epochs = "SELECT run, number, epoch, score, device_ns FROM observation"
-    for delay in (0.013, 0.031):
+    lost = {}  # by run: what a killed driver had held and not charged
+    for delay in (0.013, 0.031, 0.26):
         wait_for_epochs(process, out, len(observed) + 8)
         time.sleep(delay)
         process.kill()
@@ -109,13 +111,24 @@ def test_a_real_race_killed_now_and_then_loses_no_epoch_and_charges_none_twice(t
         kept = {row[:2]: row[2] for row in read(out, "SELECT run, number, config FROM trial")}
         assert {key: kept[key] for key in proposed} == proposed
         proposed = kept
+        for run, ns in held_and_not_charged(out).items():
+            lost[run] = lost.get(run, 0) + ns
         process = start("--resume", out)
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     summary = summary_of(out)
     check_ledgers(summary, out)
-    assert any(run["ledger"]["lost"] > 0 for run in summary["runs"])
+    for number, run in enumerate(summary["runs"], start=1):
+        assert run["ledger"]["lost"] * 60e9 >= lost[number] - 1
     check_proposals(out)
+
+
+def held_and_not_charged(folder):
+    """By run, in ns, as a driver that was killed left it."""
+    words = memoryview((folder / "study.sqlite.held").read_bytes()).cast("q")
+    kinds = " + ".join(kind.value for kind in Kind)
+    charged = dict(read(folder, f"SELECT run, SUM({kinds}) FROM charge GROUP BY run"))  # noqa: S608
+    return {run: max(0, held_ns(words, run) - charged.get(run, 0)) for run in (1, 2)}
 
 
 def check_proposals(folder):
