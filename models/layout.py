@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from models.control import MOST_PLACES
 from tuner.files import write_atomically
 from tuner.foreign import read_json
+from tuner.workers.control import MOST_PLACES
 
 _MARGIN = 1.1  # a layout that is tried later must be this much quicker
 _WIDEST = 256

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from models.data import default_root, load
-from models.devices import count_cores, find_devices
 from tuner.doctor import Finding, Severity
+from tuner.workers.devices import count_cores, find_devices
 
 
 def check_training(device: str, data: str, root: Path | None) -> Iterator[Finding]:

@@ -8,16 +8,10 @@ its driver.
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
-import os
 import queue
-import signal
 import statistics
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,22 +23,22 @@ import torch
 from numpy.typing import NDArray
 
 from models import checkpoint, data
-from models.control import (
+from models.crew import Crew, make_crew
+from models.knobs import Recipe
+from models.layout import Layout
+from models.packed import Shape
+from models.train import DeviceData, Halt, Precision
+from tuner.files import CannotWriteError
+from tuner.workers.control import (
     DEADLINE,
-    END,
     INTERRUPT,
     PROGRESS,
     STRETCH,
     YIELD,
     ControlBlock,
 )
-from models.crew import Crew, make_crew
-from models.knobs import Recipe
-from models.layout import Layout
-from models.messages import receive, send
-from models.packed import Shape
-from models.train import DeviceData, Halt, Precision
-from tuner.files import CannotWriteError
+from tuner.workers.messages import receive, send
+from tuner.workers.served import first_line, give_up, serve
 
 _WARM_UP_STEPS, _TIMED_STEPS = 3, 20
 _BEATS = 101
@@ -255,7 +249,7 @@ class Worker:
             self._report(order["id"], {"is": "unusable", "spent": {}, "reason": str(error)})
             return
         except (torch.OutOfMemoryError, MemoryError) as error:
-            reason = f"out of memory: {_first_line(error)}"
+            reason = f"out of memory: {first_line(error)}"
             kind = "unusable" if self._jobs else "infeasible"  # they may be in the way
             self._report(order["id"], {"is": kind, "spent": {}, "reason": reason})
             return
@@ -281,7 +275,7 @@ class Worker:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise checkpoint.DamagedCheckpointError(
-                f"the checkpoint does not fit: {_first_line(error)}"
+                f"the checkpoint does not fit: {first_line(error)}"
             ) from error
 
     def _make_room(self, shape: Shape, crews: list[Crew]) -> Crew:
@@ -419,7 +413,7 @@ class Worker:
         """
         shape = next(s for s, crews in self._crews.items() if crew in crews)
         crews, lanes = self._crews[shape], crew.lanes
-        reason = f"out of memory: {_first_line(error)}"
+        reason = f"out of memory: {first_line(error)}"
         error.__traceback__ = None  # which holds the step's tensors
         if lanes == 1:
             # Beside others it may be they who are in the way: it is tried again.
@@ -451,7 +445,7 @@ class Worker:
             arrays = self._load(order["from"])
             crew.enter(Recipe.of(order["config"]), order["seed"], arrays)
         except (checkpoint.DamagedCheckpointError, KeyError, RuntimeError) as error:
-            self._send({"is": "untestable", "reason": _first_line(error)})
+            self._send({"is": "untestable", "reason": first_line(error)})
             return
         split = data.load_test(self._setup["data"], Path(self._setup["root"]))
         scores = crew.accuracy([0], self._data.put(split), lambda: Halt.NO)
@@ -505,56 +499,5 @@ class Worker:
         return "cpu"
 
 
-def give_up(connection: Connection, error: Exception) -> None:
-    """Say why, if the driver is there to hear it, and end the process."""
-    if not isinstance(error, BrokenPipeError | ConnectionResetError):
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        try:
-            send(connection, {"is": "crash", "at": time.monotonic_ns(), "reason": reason})
-        finally:
-            traceback.print_exception(error)
-            sys.stderr.flush()
-            os._exit(1)
-    os._exit(0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _die_with_parent() -> None:
-    """Let nothing outlive the driver: the kernel's signal on Linux, a watch elsewhere."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main() -> None:
-    """Serve the driver at the other end of the inherited socket."""
-    _die_with_parent()
-    connection = Connection(int(sys.argv[1]))
-    block = ControlBlock(int(sys.argv[2]))
-
-    def end(*_: object) -> None:
-        if block.words[END]:
-            os._exit(1)
-
-    # The driver decides, whoever else is signalled.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end)
-    faulthandler.register(signal.SIGUSR1)  # the stacks of all threads, into the worker's log
-    try:
-        Worker(connection, block).run()
-    except Exception as error:
-        give_up(connection, error)
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda connection, block: Worker(connection, block).run())

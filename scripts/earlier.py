@@ -99,7 +99,7 @@ def _differences(then: Mapping[str, Any], request: Request) -> str:
 
 def _kinds(found: Sequence[str] | None, wanted: Any) -> str:
     """The kind of device: as it was found when workers started, or as it is to be had now."""
-    from models.devices import find_devices
+    from tuner.workers.devices import find_devices
 
     if found is None:
         try:

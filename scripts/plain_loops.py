@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from models.cnn import CNN
-from models.devices import count_cores
 from models.knobs import Recipe
 from scripts.training_benchmark import AGREEING, EPOCHS
+from tuner.workers.devices import count_cores
 
 
 def train(folder: str, device: str, workers: int, seed: int) -> Iterator[float]:

@@ -173,17 +173,17 @@ def _replay_track(request: Request) -> Track:
 def _training_track(
     stack: ExitStack, store: Store, request: Request, folder: Path, console: Console | None
 ) -> Track:
-    from models.training_runner import TrainingRunner
+    from tuner.workers.runner import WorkerRunner
 
     if console is not None:
         runs = len(request.searchers) * request.seeds
         console.print(f"{request.budget_minutes:g} minutes for each of {runs} run(s)")
     pool, warm_up_ns = start_workers(stack, store, request, folder, console)
     return Track(
-        lambda row: TrainingRunner(pool, f"{row.searcher}-{row.seed}"),
+        lambda row: WorkerRunner(pool, f"{row.searcher}-{row.seed}"),
         ",".join(pool.setup.devices),
         pool.setup.unit,
-        len(pool.workers) * pool.layout.width,
+        pool.slots,
         pool=pool,
         warm_up_ns=warm_up_ns,
     )

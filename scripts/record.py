@@ -208,7 +208,7 @@ def _record(
     quiet: bool,
     stopper: Stopper,
 ) -> None:
-    from models.training_runner import TrainingRunner
+    from tuner.workers.runner import WorkerRunner
 
     space = SearchSpace.from_json(request.space)
     settings = _design(request.design, space, request.seed)
@@ -235,7 +235,7 @@ def _record(
                 store,
                 row,
                 DesignSearcher(settings),
-                TrainingRunner(pool, f"{row.searcher}-{row.seed}"),
+                WorkerRunner(pool, f"{row.searcher}-{row.seed}"),
                 is_replay=False,
                 on_change=on_change,
             )

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from models.devices import find_devices
 from scripts.errors import plain_errors
 from scripts.figures import FOLDER, Table, ratio, save
+from tuner.workers.devices import find_devices
 
 LOOPS = ("plain", "plain-1", "optuna", "ray")
 _WORKERS = "0,1,2,4"

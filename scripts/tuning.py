@@ -172,8 +172,8 @@ def _create(
         request = replace(request, **changes)
     else:
         from models.data import default_root, prepare
-        from models.devices import find_devices
         from models.knobs import make_space
+        from tuner.workers.devices import find_devices
 
         space = make_space(names, ranges)
         find_devices(request.device)

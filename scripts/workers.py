@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from models.devices import count_cores, find_devices
 from tuner.store import Store
 from tuner.terminal import say
+from tuner.workers.devices import count_cores, find_devices
 
 if TYPE_CHECKING:
-    from models.pool import WorkerPool
+    from models.pool import TrainingPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +44,23 @@ def start_workers(
     """Start the pool on the devices with which the study began; it, and the time that took."""
     from models.data import default_root, prepare
     from models.layout import Layout
-    from models.pool import Setup, WorkerPool
+    from models.pool import TrainingPool, TrainingSetup
 
     devices = find_devices(request.device)
     if request.devices is not None:
         devices = [found for kept in request.devices for found in find_devices(kept)]
     prepare(request.data, Path(request.data_root))
-    setup = Setup(
-        tuple(devices),
-        request.slots,
-        request.data,
-        Path(request.data_root),
-        request.epochs,
-        request.augment,
-        folder / "checkpoints",
+    setup = TrainingSetup(
+        devices=tuple(devices),
+        slots=request.slots,
+        data=request.data,
+        root=Path(request.data_root),
+        epochs=request.epochs,
+        augment=request.augment,
+        directory=folder / "checkpoints",
     )
     layout = None if request.layout is None else Layout(**request.layout)
-    pool = stack.enter_context(WorkerPool(setup, layout, default_root().parent / "layouts.json"))
+    pool = stack.enter_context(TrainingPool(setup, layout, default_root().parent / "layouts.json"))
     rows = (trial for row in store.runs() for trial in store.history(row))
     marks = [mark for trial in rows for mark in (trial.checkpoint, trial.midway) if mark]
     pool.sweep({mark.name for mark in marks})
@@ -78,7 +78,7 @@ def start_workers(
     return pool, warm_up_ns
 
 
-def _describe_pool(pool: WorkerPool) -> str:
+def _describe_pool(pool: TrainingPool) -> str:
     """How trainings are laid out, and what was measured that speaks for it."""
     layout, devices = pool.layout, pool.setup.devices
     line = f"{len(devices)} device(s) ({', '.join(devices)}), on each {layout}"

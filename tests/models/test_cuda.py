@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from models.data import load
-from models.devices import find_devices
 from models.knobs import Recipe
 from models.layout import Layout
 from models.packed import Pack, Shape
-from models.pool import Setup, WorkerPool
+from models.pool import TrainingPool, TrainingSetup
 from models.train import DeviceData, Halt, Precision, Trainer
+from tuner.workers.devices import find_devices
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
@@ -98,24 +98,29 @@ def test_a_graph_serves_whoever_enters_and_leaves_no_trace_of_its_capture(data):
 def test_a_pool_finds_a_layout_and_remembers_it(tmp_path):
     (device,) = find_devices("cuda:0")
     cache = tmp_path / "layouts.json"
-    setup = Setup((device,), None, "sample", Path(), 2, False, tmp_path)
-    with WorkerPool(setup, cache=cache) as pool:
+    setup = TrainingSetup(
+        devices=(device,), slots=None, data="sample", root=Path(), epochs=2, directory=tmp_path
+    )
+    with TrainingPool(setup, cache=cache) as pool:
         pool.start()
         layout = pool.layout
         assert layout.width > 1
         assert pool.alone_epoch_ns > pool.epoch_ns
     assert cache.exists()
-    with WorkerPool(setup, cache=cache) as pool:
+    with TrainingPool(setup, cache=cache) as pool:
         pool.start()
         assert pool.layout == layout
-    with WorkerPool(setup, Layout(1, width=4)) as pool:
+    with TrainingPool(setup, Layout(1, width=4)) as pool:
         pool.start()
         assert pool.layout == Layout(1, width=4)
 
 
 def test_workers_serve_every_gpu(tmp_path):
     devices = tuple(find_devices("cuda"))
-    with WorkerPool(Setup(devices, 1, "sample", Path(), 2, False, tmp_path)) as pool:
+    setup = TrainingSetup(
+        devices=devices, slots=1, data="sample", root=Path(), epochs=2, directory=tmp_path
+    )
+    with TrainingPool(setup) as pool:
         assert pool.start() > 0
         assert len(pool.workers) == torch.cuda.device_count()
         assert pool.epoch_ns > 0

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from models.layout import Layout
-from models.training_runner import TrainingRunner
 from tests.torture.scripted import SECOND, Habits, ScriptedPool, World
 from tuner.budget import Kind
 from tuner.trial import Trial
+from tuner.workers.runner import WorkerRunner
 
 STEADY = Habits(
     batch=SECOND // 100,
@@ -42,7 +42,7 @@ def spent(runner, until):
 
 def test_a_trial_that_a_stalled_driver_launches_too_late_costs_nothing(world, tmp_path):
     pool = ScriptedPool(world, Layout(1), 1, tmp_path)
-    runner = TrainingRunner(pool, "key")
+    runner = WorkerRunner(pool, "key")
     runner.hold(SECOND, 0)
     world.now += 5 * SECOND
     runner.launch(Trial(0, {"x": 0.5}, 0, 4), 4)
@@ -55,7 +55,7 @@ def test_a_death_that_a_stalled_driver_notices_too_late_costs_the_time_until_the
     world, tmp_path
 ):
     pool = ScriptedPool(world, Layout(2), 1, tmp_path)
-    runner = TrainingRunner(pool, "key")
+    runner = WorkerRunner(pool, "key")
     runner.hold(SECOND, 0)
     runner.launch(Trial(0, {"x": 0.5}, 0, 1 << 20), 1 << 20)  # until it is cut
     world.now += SECOND // 2
@@ -68,7 +68,7 @@ def test_a_death_that_a_stalled_driver_notices_too_late_costs_the_time_until_the
 
 def test_a_death_near_the_deadline_is_not_followed_by_a_start_past_it(world, tmp_path):
     pool = ScriptedPool(world, Layout(1), 1, tmp_path)
-    runner = TrainingRunner(pool, "key")
+    runner = WorkerRunner(pool, "key")
     runner.hold(SECOND, 0)
     runner.launch(Trial(0, {"x": 0.5}, 0, 1 << 20), 1 << 20)
     world.now += SECOND // 2

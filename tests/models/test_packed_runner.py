@@ -12,14 +12,11 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from models.control import DEADLINE, ControlBlock
 from models.data import prepare
 from models.knobs import make_space
 from models.layout import Layout
-from models.messages import receive, send
 from models.packed import Pack
-from models.pool import Setup, WorkerPool
-from models.training_runner import TrainingRunner
+from models.pool import TrainingPool, TrainingSetup
 from models.worker import Worker
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Sample
@@ -27,6 +24,9 @@ from tuner.history import History
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import make_searcher
 from tuner.trial import TrialState
+from tuner.workers.control import DEADLINE, ControlBlock
+from tuner.workers.messages import receive, send
+from tuner.workers.runner import WorkerRunner
 
 EPOCHS = 3
 SPACE = make_space(["learning_rate", "momentum"], ["learning_rate=0.003:0.1:log"])
@@ -40,8 +40,15 @@ def pools(small_data, tmp_path_factory):
 
     def pool(layout):
         folder = tmp_path_factory.mktemp("run")
-        setup = Setup(("cpu",), None, "fashion_mnist", small_data, EPOCHS, False, folder)
-        return WorkerPool(setup, layout)
+        setup = TrainingSetup(
+            devices=("cpu",),
+            slots=None,
+            data="fashion_mnist",
+            root=small_data,
+            epochs=EPOCHS,
+            directory=folder,
+        )
+        return TrainingPool(setup, layout)
 
     with pool(ALONE) as alone, pool(PACKED) as packed:
         alone.start()
@@ -62,7 +69,7 @@ def search(pool, key, *, trials=7, policy=None, minutes=10.0, space=SPACE, on_ch
     return Scheduler(
         make_searcher("random", space, 0),
         AtMost(trials, policy),
-        TrainingRunner(pool, key),
+        WorkerRunner(pool, key),
         History(EPOCHS, to_ns(minutes)),
         Recorder(Budget(to_ns(minutes))),
         seed=0,
@@ -145,7 +152,7 @@ def test_an_interruption_saves_every_trial_in_the_middle_of_its_epoch(pools, twi
     rest = Scheduler(
         make_searcher("random", SPACE, 0),
         AtMost(7),
-        TrainingRunner(pools[1], "interrupted"),
+        WorkerRunner(pools[1], "interrupted"),
         scheduler.history,
         Recorder(scheduler.budget),
         seed=0,

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from models.control import PROGRESS, ControlBlock
 from models.data import prepare
-from models.devices import find_devices
 from models.knobs import make_space
 from models.layout import Layout
-from models.pool import PooledWorker, Setup, WorkerPool
-from models.training_runner import TrainingRunner
+from models.pool import TrainingPool, TrainingSetup
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Halving, Sample
 from tuner.files import CannotWriteError
@@ -25,6 +22,10 @@ from tuner.history import History
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler
 from tuner.searchers import make_searcher
 from tuner.trial import Checkpoint, TrialState
+from tuner.workers.control import PROGRESS, ControlBlock
+from tuner.workers.devices import find_devices
+from tuner.workers.pool import PooledWorker
+from tuner.workers.runner import WorkerRunner
 
 EPOCHS = 4
 SPACE = make_space(["learning_rate", "dropout"], ["learning_rate=0.003:0.1:log"])
@@ -33,14 +34,20 @@ SPACE = make_space(["learning_rate", "dropout"], ["learning_rate=0.003:0.1:log"]
 @pytest.fixture(scope="module")
 def setup(small_data, tmp_path_factory):
     prepare("fashion_mnist", small_data)
-    return Setup(
-        ("cpu",), 2, "fashion_mnist", small_data, EPOCHS, True, tmp_path_factory.mktemp("run")
+    return TrainingSetup(
+        devices=("cpu",),
+        slots=2,
+        data="fashion_mnist",
+        root=small_data,
+        epochs=EPOCHS,
+        augment=True,
+        directory=tmp_path_factory.mktemp("run"),
     )
 
 
 @pytest.fixture(scope="module")
 def pool(setup):
-    with WorkerPool(setup) as pool:
+    with TrainingPool(setup) as pool:
         assert pool.start() > 0
         yield pool
 
@@ -57,7 +64,7 @@ def search(pool, key, *, policy, minutes=10.0, space=SPACE, seed=0, on_change=la
     return Scheduler(
         make_searcher("random", space, seed),
         policy,
-        TrainingRunner(pool, key),
+        WorkerRunner(pool, key),
         History(EPOCHS, to_ns(minutes)),
         Recorder(Budget(to_ns(minutes))),
         seed=seed,
@@ -166,7 +173,7 @@ def test_an_interruption_loses_nothing_not_even_half_an_epoch(pool, setup, twin)
     second = Scheduler(
         make_searcher("random", SPACE, 0),
         AtMost(4),
-        TrainingRunner(pool, "interrupted"),
+        WorkerRunner(pool, "interrupted"),
         first.history,
         Recorder(first.budget),
         seed=0,
@@ -295,7 +302,7 @@ def test_a_winner_whose_checkpoint_is_gone_takes_no_other_test_down(pool, twin):
 
 def test_a_worker_that_dies_at_the_end_of_the_budget_is_not_waited_for(setup, tmp_path):
     alone = replace(setup, slots=1, directory=tmp_path)
-    with WorkerPool(alone) as pool:
+    with TrainingPool(alone) as pool:
         pool.start()
         killed = []
 
@@ -314,7 +321,7 @@ def test_a_worker_that_dies_at_the_end_of_the_budget_is_not_waited_for(setup, tm
 
 def test_a_full_disk_is_not_the_trials_fault(setup, tmp_path):
     alone = replace(setup, slots=1, directory=tmp_path)
-    with WorkerPool(alone, Layout(1)) as pool:
+    with TrainingPool(alone, Layout(1)) as pool:
         pool.start()
         limit = (1000, resource.RLIM_INFINITY)  # no larger file than this, a checkpoint neither
         resource.prlimit(pool.workers[0].process.pid, resource.RLIMIT_FSIZE, limit)
@@ -329,9 +336,11 @@ def test_a_full_disk_is_not_the_trials_fault(setup, tmp_path):
 def test_workers_die_with_their_driver(small_data, tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from models.pool import Setup, WorkerPool\n"
+        "from models.pool import TrainingPool, TrainingSetup\n"
         f"here = Path({str(tmp_path)!r})\n"
-        "pool = WorkerPool(Setup(('cpu',), 2, 'sample', here, 3, False, here))\n"
+        "setup = TrainingSetup(devices=('cpu',), slots=2, data='sample', root=here, epochs=3,"
+        " directory=here)\n"
+        "pool = TrainingPool(setup)\n"
         "pool.start()\nprint(*[w.process.pid for w in pool.workers], flush=True)\ntime.sleep(60)"
     )
     root = Path(__file__).parents[2]
@@ -359,8 +368,11 @@ def is_alive(pid):
 
 def test_a_worker_is_given_the_time_for_which_the_driver_itself_stood_still(tmp_path, monkeypatch):
     clock = [10**12]
-    monkeypatch.setattr("models.pool.time.monotonic_ns", lambda: clock[0])
-    pool = WorkerPool(Setup(("cpu",), 1, "sample", tmp_path, 1, False, tmp_path), Layout(1))
+    monkeypatch.setattr("tuner.workers.pool.time.monotonic_ns", lambda: clock[0])
+    setup = TrainingSetup(
+        devices=("cpu",), slots=1, data="sample", root=tmp_path, epochs=1, directory=tmp_path
+    )
+    pool = TrainingPool(setup, Layout(1))
     process = subprocess.Popen(["sleep", "100"], start_new_session=True)
     worker = PooledWorker(0, 0, process, None, ControlBlock(), is_ready=True, jobs={1: None})
     worker.busy_since = worker.block.words[PROGRESS] = clock[0]
@@ -391,11 +403,11 @@ def test_a_device_that_is_none_is_refused(wanted):
 
 
 def test_no_gpu_where_one_was_asked_for(monkeypatch):
-    monkeypatch.setattr("models.devices._count_gpus", lambda: 0)
+    monkeypatch.setattr("tuner.workers.devices._count_gpus", lambda: 0)
     assert find_devices("auto") == ["cpu"]
     with pytest.raises(ValueError, match="sees no CUDA GPU"):
         find_devices("cuda")
-    monkeypatch.setattr("models.devices._count_gpus", lambda: 2)
+    monkeypatch.setattr("tuner.workers.devices._count_gpus", lambda: 2)
     assert find_devices("auto") == find_devices("cuda") == ["cuda:0", "cuda:1"]
     assert find_devices("cuda:1") == ["cuda:1"]
     with pytest.raises(ValueError, match="there is no cuda:2"):

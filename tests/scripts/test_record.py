@@ -15,8 +15,7 @@ from landscapes.replay_runner import ReplayRunner
 from landscapes.table import load_table
 from models.data import prepare
 from models.knobs import make_space
-from models.pool import Setup, WorkerPool
-from models.training_runner import TrainingRunner
+from models.pool import TrainingPool, TrainingSetup
 from scripts.record import app
 from tuner.budget import Budget, to_ns
 from tuner.fidelity import Done, Sample
@@ -25,6 +24,7 @@ from tuner.race import enter
 from tuner.scheduler import Recorder, Scheduler
 from tuner.searchers import make_searcher
 from tuner.store import Store
+from tuner.workers.runner import WorkerRunner
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,8 +96,15 @@ TRIALS, EPOCHS, SEED = 13, 2, 5  # enough for Bayesian search to leave its start
 def pool(small_data, tmp_path_factory):
     prepare("fashion_mnist", small_data)
     folder = tmp_path_factory.mktemp("checkpoints")
-    setup = Setup(("cpu",), 1, "fashion_mnist", small_data, EPOCHS, False, folder)
-    with WorkerPool(setup) as pool:
+    setup = TrainingSetup(
+        devices=("cpu",),
+        slots=1,
+        data="fashion_mnist",
+        root=small_data,
+        epochs=EPOCHS,
+        directory=folder,
+    )
+    with TrainingPool(setup) as pool:
         pool.start()
         yield pool
 
@@ -111,7 +118,7 @@ def test_a_real_race_replays_as_it_was(tmp_path, pool, searcher):
         store,
         row,
         make_searcher(searcher, space, SEED),
-        TrainingRunner(pool, searcher),
+        WorkerRunner(pool, searcher),
         is_replay=False,
         on_change=lambda: None,
     )

@@ -20,8 +20,7 @@ import numpy as np
 from models.data import prepare
 from models.knobs import make_space
 from models.layout import Layout
-from models.pool import Setup, WorkerPool
-from models.training_runner import TrainingRunner
+from models.pool import TrainingPool, TrainingSetup
 from tests.small_data import write_small_data
 from tests.torture.campaign import Campaign, Found
 from tests.torture.saboteur import Kind, weight_decay
@@ -30,6 +29,7 @@ from tuner.fidelity import Done, Sample
 from tuner.history import History
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler
 from tuner.trial import TrialState
+from tuner.workers.runner import WorkerRunner
 
 EPOCHS = 3
 SPACE = make_space(["learning_rate", "weight_decay"])
@@ -60,19 +60,24 @@ class Listed:
 
 
 @contextmanager
-def small_pool(layout: Layout, hung_after_s: float = 60.0) -> Iterator[WorkerPool]:
+def small_pool(layout: Layout, hung_after_s: float = 60.0) -> Iterator[TrainingPool]:
     """Workers of saboteurs on a few images."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
         data.mkdir()
         write_small_data(data)
         prepare("fashion_mnist", data)
-        setup = Setup(
-            *(("cpu",), 2, "fashion_mnist", data, EPOCHS, False, Path(folder, "run")),
+        setup = TrainingSetup(
+            devices=("cpu",),
+            slots=2,
+            data="fashion_mnist",
+            root=data,
+            epochs=EPOCHS,
+            directory=Path(folder, "run"),
             program="tests.torture.saboteur",
             hung_after_s=hung_after_s,
         )
-        with WorkerPool(setup, layout) as pool:
+        with TrainingPool(setup, layout) as pool:
             pool.start()
             yield pool
 
@@ -80,14 +85,14 @@ def small_pool(layout: Layout, hung_after_s: float = 60.0) -> Iterator[WorkerPoo
 _KEYS = itertools.count()
 
 
-def study(pool: WorkerPool, configs: Sequence[dict], on_change=lambda _: None) -> Scheduler:
+def study(pool: TrainingPool, configs: Sequence[dict], on_change=lambda _: None) -> Scheduler:
     """Train a list of configurations to their ends."""
     budget = to_ns(60)
     searcher = Listed(configs)
     scheduler = Scheduler(
         searcher,
         searcher,
-        TrainingRunner(pool, f"s{next(_KEYS)}"),
+        WorkerRunner(pool, f"s{next(_KEYS)}"),
         History(EPOCHS, budget),
         Recorder(Budget(budget)),
         seed=1,

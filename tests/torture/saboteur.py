@@ -19,6 +19,7 @@ import torch
 from models import worker
 from models.knobs import Recipe
 from models.train import Halt
+from tuner.workers.served import serve
 
 
 class Kind(enum.Enum):
@@ -134,8 +135,7 @@ def main() -> None:
         def _make_crew(self, shape, lanes):
             return Sabotaged(super()._make_crew(shape, lanes), self._directory)
 
-    worker.Worker = Worker
-    worker.main()
+    serve(lambda connection, block: Worker(connection, block).run())
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-import models.pool
-import models.training_runner
-from models.control import DEADLINE, INTERRUPT, YIELD
+import tuner.workers.pool
+import tuner.workers.runner
 from models.layout import Layout
-from models.pool import PooledWorker, Setup, WorkerPool
-from models.training_runner import TrainingRunner
+from models.pool import TrainingPool, TrainingSetup
 from tuner.store import Store
+from tuner.workers.control import DEADLINE, INTERRUPT, YIELD
+from tuner.workers.pool import PooledWorker
+from tuner.workers.runner import WorkerRunner
 
 SECOND = 1_000_000_000
 _PATIENCE = SECOND // 4
@@ -86,7 +87,7 @@ class World:
         mine = SimpleNamespace(
             monotonic_ns=self.monotonic_ns, monotonic=lambda: self.monotonic_ns() / SECOND
         )
-        pool, runner = models.pool, models.training_runner
+        pool, runner = tuner.workers.pool, tuner.workers.runner
         with patch.object(pool, "time", mine), patch.object(runner, "time", mine):
             yield
 
@@ -276,17 +277,24 @@ class _Words(list[int]):
         super().__setitem__(index, value)
 
 
-class ScriptedPool(WorkerPool):
+class ScriptedPool(TrainingPool):
     """The pool, with scripted workers for processes."""
 
     def __init__(self, world: World, layout: Layout, devices: int, directory: Path) -> None:
         names = tuple(f"cuda:{i}" for i in range(devices))
-        super().__init__(Setup(names, layout.slots, "none", directory, 4, False, directory), layout)
+        setup = TrainingSetup(
+            devices=names,
+            slots=layout.slots,
+            data="none",
+            root=directory,
+            epochs=4,
+            directory=directory,
+        )
+        super().__init__(setup, layout)
+        self._width = layout.width
         self.world = world
         self._step_ns, self._batches = world.habits.batch * layout.slots, world.habits.batches
-        for device in range(devices):
-            for _ in range(layout.workers):
-                self.workers.append(self._spawn(len(self.workers), device, layout))
+        self._spawn_all(layout.workers)
         self.wait_until_ready()
 
     def messages(self) -> Iterator[tuple[PooledWorker, dict[str, Any] | None]]:
@@ -317,8 +325,8 @@ class ScriptedPool(WorkerPool):
             os.close(worker.block.fd)
         self.workers.clear()
 
-    def _spawn(self, index: int, device: int, layout: Layout) -> PooledWorker:
-        scripted: Any = ScriptedWorker(self.world, layout.width)
+    def _spawn(self, index: int, device: int) -> PooledWorker:
+        scripted: Any = ScriptedWorker(self.world, self._width)
         block: Any = SimpleNamespace(words=scripted.words, fd=os.open(os.devnull, os.O_RDONLY))
         process: Any = SimpleNamespace(pid=0, kill=lambda: None, wait=lambda: -9)
         return PooledWorker(index, device, process, scripted, block)
@@ -333,7 +341,7 @@ def quick_store(path: Path, *, create: bool) -> Store:
     return store
 
 
-class WatchedRunner(TrainingRunner):
+class WatchedRunner(WorkerRunner):
     """The runner, which notes when it took the devices and how much of them was in use."""
 
     began = 0

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from models import checkpoint
-from models.control import DEADLINE, ControlBlock
-from models.messages import receive, send
+from tuner.workers.control import DEADLINE, ControlBlock
+from tuner.workers.messages import receive, send
 
 EPOCH_S = 0.001
 SIZE = 3000  # of a state, in bytes: its checkpoint is some sectors long

@@ -29,8 +29,7 @@ from landscapes.replay_runner import ReplayRunner
 from models.data import prepare
 from models.knobs import make_space
 from models.layout import Layout
-from models.pool import PooledWorker, Setup, WorkerPool
-from models.training_runner import TrainingRunner
+from models.pool import TrainingPool, TrainingSetup
 from tests.helpers import SPACE, RandomCosts
 from tests.small_data import write_small_data
 from tuner import failpoints
@@ -44,6 +43,8 @@ from tuner.seeding import derive_seed
 from tuner.space import Choice, SearchSpace
 from tuner.store import Store
 from tuner.study import tune
+from tuner.workers.pool import PooledWorker
+from tuner.workers.runner import WorkerRunner
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, TRIALS, WORKERS = 4, 6, 2
@@ -261,14 +262,13 @@ def _training(job: Job) -> None:
     space = make_space(["learning_rate", "dropout"], []) if is_real else SPACE
     if is_real and not (folder / "data").exists():
         _put_data(folder / "data")
-    setup = Setup(
-        ("cpu",),
-        workers,
-        "fashion_mnist",
-        folder / "data",
-        EPOCHS,
-        False,
-        folder / "checkpoints",
+    setup = TrainingSetup(
+        devices=("cpu",),
+        slots=workers,
+        data="fashion_mnist",
+        root=folder / "data",
+        epochs=EPOCHS,
+        directory=folder / "checkpoints",
     )
     if job.failpoint is not None:
         failpoints.watch(failpoints.Failpoint.parse(job.failpoint))
@@ -291,7 +291,7 @@ def _put_data(root: Path) -> None:
     making.rename(root)
 
 
-class _Pool(WorkerPool):
+class _Pool(TrainingPool):
     """Writes to `deaths` which workers were killed, and whether inside a write."""
 
     def cause_of_death(self, worker: PooledWorker) -> str:
@@ -305,7 +305,7 @@ class _Pool(WorkerPool):
         return reason
 
 
-class _Runner(TrainingRunner):
+class _Runner(WorkerRunner):
     """Writes to `ran` how long it held its devices."""
 
     def release(self) -> list[Event]:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from models.control import DEADLINE, INTERRUPT, YIELD
-from models.pool import Job, PooledWorker, WorkerPool
 from tuner.budget import Kind
 from tuner.files import CannotWriteError
 from tuner.meter import DeviceMeter, apportion
 from tuner.runner import Event, EventKind
 from tuner.trial import Checkpoint, Trial
+from tuner.workers.control import DEADLINE, INTERRUPT, YIELD
+from tuner.workers.pool import Job, PooledWorker, WorkerPool
 
 _EVENTS: Mapping[str, EventKind] = {
     "epoch": EventKind.EPOCH,
@@ -23,7 +23,7 @@ _EVENTS: Mapping[str, EventKind] = {
 }
 
 
-class TrainingRunner:
+class WorkerRunner:
     """Runs one search's trials on a pool that other searches use in their turns.
 
     Args:
@@ -48,7 +48,7 @@ class TrainingRunner:
     @property
     def slots(self) -> int:
         """Places of all workers."""
-        return len(self._pool.workers) * self._pool.layout.width
+        return self._pool.slots
 
     @property
     def free_slots(self) -> int:
@@ -169,7 +169,7 @@ class TrainingRunner:
         """Delete the trial's checkpoints."""
         for mark in (trial.checkpoint, trial.midway):
             if mark is not None:
-                (self._pool.setup.directory / mark.name).unlink(missing_ok=True)
+                self._pool.remove(mark.name)
 
     def close(self) -> None:
         """The pool outlives its runners."""
