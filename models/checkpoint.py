@@ -19,13 +19,10 @@ from safetensors.numpy import save as to_bytes
 from tuner.failpoints import Place, reach
 from tuner.files import write_atomically
 from tuner.foreign import read_capped
+from tuner.workers.checkpoints import DamagedCheckpointError
 
 SUFFIX = ".safetensors"
 _MOST_BYTES = 1 << 30
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint is missing, or is not the one that was written."""
 
 
 def save(directory: Path, stem: str, arrays: dict[str, NDArray[Any]]) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from models.layout import Layout
 from models.packed import Shape
 from models.train import DeviceData, Halt, Precision
 from tuner.files import CannotWriteError
+from tuner.workers.checkpoints import DamagedCheckpointError
 from tuner.workers.control import (
     DEADLINE,
     INTERRUPT,
@@ -245,7 +246,7 @@ class Worker:
         try:
             arrays = self._load(order["from"])
             crew, lane = self._seat(recipe, order["seed"], arrays)
-        except checkpoint.DamagedCheckpointError as error:
+        except DamagedCheckpointError as error:
             self._report(order["id"], {"is": "unusable", "spent": {}, "reason": str(error)})
             return
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -274,7 +275,7 @@ class Worker:
         except (KeyError, RuntimeError) as error:  # whole, but of another network or device
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise checkpoint.DamagedCheckpointError(
+            raise DamagedCheckpointError(
                 f"the checkpoint does not fit: {first_line(error)}"
             ) from error
 
@@ -375,7 +376,8 @@ class Worker:
             job.spend("checkpoint", saved - scored)
             epoch, _ = crew.progress(lane)
             ends = epoch >= job.until or self._block.words[YIELD + job.place] == job.id
-            message = {"is": "epoch", "score": score, "loss": losses[lane], "ends": ends}
+            metrics = {"loss": losses[lane]}
+            message = {"is": "epoch", "score": score, "metrics": metrics, "ends": ends}
             self._say(job, message, saved, arrays)
             if ends:
                 self._remove(job)
@@ -444,7 +446,7 @@ class Worker:
         try:
             arrays = self._load(order["from"])
             crew.enter(Recipe.of(order["config"]), order["seed"], arrays)
-        except (checkpoint.DamagedCheckpointError, KeyError, RuntimeError) as error:
+        except (DamagedCheckpointError, KeyError, RuntimeError) as error:
             self._send({"is": "untestable", "reason": first_line(error)})
             return
         split = data.load_test(self._setup["data"], Path(self._setup["root"]))

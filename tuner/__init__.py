@@ -9,19 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tuner.runner import Infeasible
+    from tuner.search import tune
     from tuner.searchers.base import SpaceExhausted
     from tuner.space import Choice, Float, Int, SearchSpace
-    from tuner.study import Study, tune
+    from tuner.study import Study
     from tuner.trial import Observation, Trial, TrialState
 
 _HOMES = {
     "Choice": "tuner.space",
     "Float": "tuner.space",
+    "Infeasible": "tuner.runner",
     "Int": "tuner.space",
     "SearchSpace": "tuner.space",
     "SpaceExhausted": "tuner.searchers.base",
     "Study": "tuner.study",
-    "tune": "tuner.study",
+    "tune": "tuner.search",
     "Observation": "tuner.trial",
     "Trial": "tuner.trial",
     "TrialState": "tuner.trial",
@@ -30,6 +33,7 @@ _HOMES = {
 __all__ = [
     "Choice",
     "Float",
+    "Infeasible",
     "Int",
     "Observation",
     "SearchSpace",

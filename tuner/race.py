@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 
-from tuner.budget import Budget, Costs, Kind
+from tuner.budget import Budget, Costs
 from tuner.fidelity import FidelityPolicy, FullFidelity
 from tuner.history import History
 from tuner.meter import apportion
@@ -42,8 +42,7 @@ class Run:
     @property
     def can_go_on(self) -> bool:
         """Whether the budget is expected to buy another epoch, and the search wants one."""
-        next_ns = self.scheduler.next_epoch_ns
-        return next_ns is not None and self.recorder.budget.remaining_ns >= next_ns
+        return self.scheduler.can_go_on
 
 
 class Race:
@@ -124,9 +123,7 @@ class Race:
         """
         users = [run for run in self.runs if run.can_go_on]
         for run, part in zip(users, apportion(device_ns, [1] * len(users)), strict=True):
-            paid = min(part, run.recorder.budget.remaining_ns)
-            run.recorder.charge({Kind.WARM_UP: paid}, None)
-            run.recorder.commit()
+            run.scheduler.pay_warm_up(part)
 
 
 def _depend_on_driver() -> None:

@@ -11,7 +11,7 @@ import enum
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tuner.budget import Costs, Kind
 from tuner.meter import DeviceMeter
@@ -117,7 +117,8 @@ class Runner(Protocol):
         """End everything at once. May be called twice."""
 
 
-TrainFunction = Callable[[Any], "Generator[float, None, None] | float"]
+TrainFunction = Callable[..., "Generator[float | None, None, None] | float"]
+"""A user's training: `train(config)`, or on workers `train(config, checkpoint)` too."""
 
 
 class FunctionRunner:
@@ -135,7 +136,7 @@ class FunctionRunner:
     def __init__(self, train: TrainFunction, sign: float = 1.0) -> None:
         self._train = train
         self._sign = sign
-        self._live: dict[int, tuple[Generator[float, None, None], int]] = {}
+        self._live: dict[int, tuple[Generator[float | None, None, None], int]] = {}
         self._job: tuple[int, int] | None = None
         self._catch_up = 0
         self._stopping = False
@@ -196,11 +197,14 @@ class FunctionRunner:
         if self.held_ns >= self._allowance_ns:
             return [*idle, self._end(number, EventKind.CUT, "budget spent")]
         try:
-            score = float(next(generator)) * self._sign
+            found = next(generator)
+            if found is None:  # between two batches
+                return idle
+            score = float(found) * self._sign
         except StopIteration:
             return [*idle, self._end(number, EventKind.EXHAUSTED, "")]
         except Exception as error:
-            return [*idle, self._end(number, _blame(error), _describe(error))]
+            return [*idle, self._end(number, blame(error), describe(error))]
         if not math.isfinite(score):
             return [*idle, self._end(number, EventKind.INFEASIBLE, f"score {score}")]
         epoch += 1
@@ -242,7 +246,7 @@ class FunctionRunner:
         return Event(number, kind, {Kind.LOST: used}, self.held_ns, ends=True, reason=reason)
 
 
-def _epochs(train: TrainFunction, config: Config) -> Generator[float, None, None]:
+def _epochs(train: TrainFunction, config: Config) -> Generator[float | None, None, None]:
     result = train(dict(config))
     if isinstance(result, Generator):
         yield from result
@@ -250,15 +254,25 @@ def _epochs(train: TrainFunction, config: Config) -> Generator[float, None, None
         yield result
 
 
-def _blame(error: Exception) -> EventKind:
+class Infeasible(Exception):
+    """Raised by a training where its configuration cannot be trained at all; the text says why.
+
+    That is not the same as bad: searchers learn where it is likely, and no score is made up.
+    """
+
+
+def blame(error: Exception) -> EventKind:
     """Whose fault an exception is: the configuration's, or the function's."""
     # PyTorch's error is known by its name, so that nobody has to load PyTorch for it.
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    own_fault = is_memory or isinstance(error, ArithmeticError)
+    own_fault = is_memory or isinstance(error, ArithmeticError | Infeasible)
     return EventKind.INFEASIBLE if own_fault else EventKind.FAILED
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """An error in words."""
+    if isinstance(error, Infeasible):
+        return str(error)
     return f"{type(error).__name__}: {error}".strip(": ")
 
 

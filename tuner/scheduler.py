@@ -203,6 +203,22 @@ class Scheduler:
             case _:
                 return self._epoch_ns(None)
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the budget is expected to buy another epoch, and the search wants one."""
+        next_ns = self.next_epoch_ns
+        return next_ns is not None and self.budget.remaining_ns >= next_ns
+
+    def pay_warm_up(self, device_ns: int) -> None:
+        """Charge for the start of workers, as far as the budget goes.
+
+        A search whose budget does not buy another epoch pays nothing: it has no use for them.
+        """
+        if self.can_go_on:
+            paid_ns = min(device_ns, self.budget.remaining_ns)
+            self._recorder.charge({Kind.WARM_UP: paid_ns}, None)
+            self._recorder.commit()
+
     def interrupt(self) -> None:
         """Stop soon without losing work; `run` returns. Safe to call in a signal handler."""
         self._interrupted = True

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from tuner.budget import Budget, Kind, to_minutes, to_ns
-from tuner.confirm import Expected, chosen, expected_score, with_confirmations
+from tuner.confirm import Expected, chosen, expected_score
 from tuner.entry import ETA, make_entry
 from tuner.escape import in_csv
 from tuner.fidelity import UNLIMITED, FidelityPolicy, FullFidelity
 from tuner.history import History, HistoryView
 from tuner.naming import pick
 from tuner.reader import RunRow
-from tuner.runner import FunctionRunner, TrainFunction
+from tuner.runner import Runner
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
-from tuner.stop_rule import check_stop, with_stop
 from tuner.store import Store
 from tuner.trial import ADDED, Observation, Trial, TrialState
 from tuner.warm_start import read_study, take_over
 
-_SIGNS = {"max": 1.0, "min": -1.0}
+SIGNS = {"max": 1.0, "min": -1.0}
 
 
 class Study:
@@ -66,9 +65,9 @@ class Study:
         budget_minutes: float | None = None,
     ) -> None:
         self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
-        self._sign = pick(mode, _SIGNS, "mode")
-        self._seed = seed
-        self.searcher, self._policy = make_entry(
+        self.sign = pick(mode, SIGNS, "mode")
+        self.seed = seed
+        self.searcher, self.policy = make_entry(
             searcher, self.space, seed, epochs=max_epochs, min_epochs=min_epochs, eta=eta
         )
         budget_ns = None if budget_minutes is None else to_ns(budget_minutes)
@@ -124,7 +123,7 @@ class Study:
         Raises SpaceExhausted where a finite space has nothing left, and ValueError where trials
         train in parts, which `tell` knows nothing of: `tune` does that.
         """
-        if not isinstance(self._policy, FullFidelity):
+        if not isinstance(self.policy, FullFidelity):
             raise ValueError(
                 "ask and tell are for whole trainings; an entry that pauses them needs tune()"
             )
@@ -134,7 +133,7 @@ class Study:
         trial = Trial(
             number,
             config,
-            trial_seed(self._seed, config, repeat),
+            trial_seed(self.seed, config, repeat),
             self._history.max_epochs or UNLIMITED,
             note=self.searcher.fallback,
             repeat=repeat,
@@ -187,7 +186,7 @@ class Study:
         if score is not None and math.isfinite(score):
             trial = self._history[number]
             at_ns = self._recorder.budget.spent_ns
-            observed = Observation(trial.epoch + 1, self._sign * score, cost_ns, at_ns)
+            observed = Observation(trial.epoch + 1, self.sign * score, cost_ns, at_ns)
             self._history.observe(number, observation=observed)
         self._history.close(number, final, reason)
         self._recorder.commit()
@@ -208,7 +207,7 @@ class Study:
         number = len(self._history)
         target = self._history.max_epochs or UNLIMITED
         repeat = self._history.trainings(config)
-        seed = trial_seed(self._seed, config, repeat)
+        seed = trial_seed(self.seed, config, repeat)
         self._history.start(Trial(number, config, seed, target, source=ADDED, repeat=repeat))
         self.tell(number, score, minutes)
         return self._outward(self._history[number])
@@ -230,7 +229,7 @@ class Study:
         earlier = read_study(Path(path))
         if self._store is not None and self._store.path.samefile(earlier.path):
             raise ValueError(f"{earlier.path} is this study itself, which knows its own results")
-        if (earlier.mode == "min") != (self._sign < 0):
+        if (earlier.mode == "min") != (self.sign < 0):
             raise ValueError(
                 f"{earlier.path} has mode={earlier.mode!r}: its scores are not of this study's kind"
             )
@@ -269,7 +268,7 @@ class Study:
     def expected_score(self) -> Expected | None:
         """What another training of `best` may be expected to score; None where it had only one."""
         found = expected_score(self._history)
-        return None if found is None else replace(found, mean=self._sign * found.mean)
+        return None if found is None else replace(found, mean=self.sign * found.mean)
 
     @property
     def minutes_spent(self) -> float:
@@ -315,114 +314,22 @@ class Study:
         self.close()
 
     def _outward(self, trial: Trial) -> Trial:
-        if self._sign == 1.0:
+        if self.sign == 1.0:
             return trial
         curve = tuple(o._replace(score=-o.score) for o in trial.curve)
         return replace(trial, curve=curve)
 
-    def _run(
-        self, train: TrainFunction, on_change: Callable[[], None], policy: FidelityPolicy
-    ) -> None:
-        runner = FunctionRunner(train, self._sign)
+    def scheduler(
+        self, runner: Runner, policy: FidelityPolicy, on_change: Callable[[], None]
+    ) -> Scheduler:
+        """The loop that goes on with this study; `runner` is ready to train."""
         mark_interrupted(self._history, self._recorder, runner_keeps=False)
-        scheduler = Scheduler(
+        return Scheduler(
             self.searcher,
             policy,
             runner,
             self._history,
             self._recorder,
-            seed=self._seed,
+            seed=self.seed,
             on_change=on_change,
         )
-        try:
-            scheduler.run()
-        finally:
-            runner.close()
-
-
-def tune(
-    train: TrainFunction,
-    space: SearchSpace | Mapping[str, Domain],
-    *,
-    budget_minutes: float,
-    searcher: str = "bayes",
-    max_epochs: int | None = None,
-    min_epochs: int | None = None,
-    eta: int = ETA,
-    seed: int = 0,
-    directory: str | Path | None = None,
-    mode: str = "max",
-    confirm: int = 0,
-    stop: str = "never",
-    warm_start: str | Path | Sequence[str | Path] = (),
-    on_change: Callable[[], None] = lambda: None,
-) -> Study:
-    """Spend a budget of minutes on finding the configuration that `train` scores best.
-
-    >>> def train(config):
-    ...     for epoch in range(3):
-    ...         yield 1 - (config["x"] - 0.3) ** 2
-    >>> study = tune(train, {"x": Float(0, 1)}, budget_minutes=0.001, searcher="random")
-
-    Args:
-        train: called with a configuration (a dict); a generator that yields a score after each
-            epoch, or a function that returns one. MemoryError, arithmetic errors and scores that
-            are not finite mark the configuration as infeasible; five other exceptions in a row
-            end the search.
-        space: a SearchSpace, or a mapping from names to domains.
-        budget_minutes: wall minutes inside `train` and the searcher; an epoch that has begun is
-            finished, so at most one epoch runs over.
-        searcher: an entry, such as `bayes`, `random+asha`, `bohb` or `freeze-thaw`.
-        max_epochs: stop a training after so many scores; None leaves it to the generator, and
-            only entries that train every trial to the end can do without.
-        min_epochs: the first rung, where trials are compared; by default the second epoch, or
-            a 27th of a long training.
-        eta: one in `eta` goes on from each rung.
-        seed: of the searcher and the trials.
-        directory: where `study.sqlite` and `trials.csv` are kept; a study there goes on.
-        mode: "max", or "min" for losses.
-        confirm: keep minutes back to train so many of the best configurations again, each once,
-            and have `best` be the one with the best mean; `train` must not give every training of
-            a configuration the same random numbers.
-        stop: "auto" ends the search when what its minutes could still find is less than the noise
-            of a score; "never" spends them all.
-        warm_start: earlier studies, by their folders or files, whose results are taken over as
-            `Study.add_from` does; they cost nothing.
-        on_change: called after each epoch and each new trial.
-
-    Returns:
-        The study, closed if it was on disk, with `best`, `trials` and `to_csv`.
-
-    Raises:
-        ValueError: arguments that make no sense.
-        TrainingBrokenError: five trials in a row raised.
-    """
-    if max_epochs is not None and max_epochs < 1:
-        raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
-    check_stop(stop)  # refused before a file is made, as is:
-    with_confirmations(FullFidelity(), confirm)
-    path: Path | None = None
-    if directory is not None:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        path = Path(directory) / "study.sqlite"
-    study = Study(
-        space,
-        searcher,
-        seed,
-        path,
-        mode=mode,
-        max_epochs=max_epochs,
-        min_epochs=min_epochs,
-        eta=eta,
-        budget_minutes=budget_minutes,
-    )
-    try:
-        for earlier in [warm_start] if isinstance(warm_start, str | Path) else warm_start:
-            study.add_from(earlier)
-        policy = with_stop(study._policy, stop, study.space, seed)
-        study._run(train, on_change, with_confirmations(policy, confirm))
-    finally:
-        if path is not None:
-            study.to_csv(path.with_name("trials.csv"))
-        study.close()
-    return study

@@ -229,7 +229,8 @@ class ScriptedWorker:
             job.epoch, job.batch = job.epoch + 1, 0
             ends = job.epoch >= job.until or self.words[YIELD + job.place] == job.id
             score = float(self._world.generator.random())
-            self._say_of(job, {"is": "epoch", "score": score, "loss": 0.5, "ends": ends})
+            message = {"is": "epoch", "score": score, "metrics": {"loss": 0.5}, "ends": ends}
+            self._say_of(job, message)
             if ends:
                 del self._jobs[job.id]
         self._scoring, self._scored = [], 0

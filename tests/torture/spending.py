@@ -20,9 +20,9 @@ from tuner.entry import make_entry
 from tuner.fidelity import POLICIES
 from tuner.race import Run, enter
 from tuner.scheduler import TrainingBrokenError
+from tuner.search import tune
 from tuner.seeding import derive_seed
 from tuner.store import Store
-from tuner.study import tune
 
 EPOCHS = 4
 

@@ -66,7 +66,7 @@ class Job:
             "job": self.id,
             "at": saved,
             "score": score_of(self.state),
-            "loss": 1.0,
+            "metrics": {"loss": 1.0},
             "ends": self.epoch >= self.until,
             "spent": {"train": trained - began, "checkpoint": saved - trained},
             "checkpoint": mark,

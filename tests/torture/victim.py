@@ -38,11 +38,11 @@ from tuner.fidelity import Done, Sample
 from tuner.history import HistoryView
 from tuner.race import enter
 from tuner.runner import Event, Runner
+from tuner.search import tune
 from tuner.searchers import make_searcher
 from tuner.seeding import derive_seed
 from tuner.space import Choice, SearchSpace
 from tuner.store import Store
-from tuner.study import tune
 from tuner.workers.pool import PooledWorker
 from tuner.workers.runner import WorkerRunner
 

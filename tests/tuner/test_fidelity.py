@@ -32,9 +32,10 @@ from tuner.fidelity import (
 from tuner.history import History
 from tuner.runner import EventKind, FunctionRunner
 from tuner.scheduler import Recorder, Scheduler
+from tuner.search import tune
 from tuner.searchers import make_searcher
 from tuner.space import Choice, Float, SearchSpace
-from tuner.study import Study, tune
+from tuner.study import Study
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
 

@@ -11,9 +11,12 @@ from tuner.failpoints import Place, reach
 
 MAX_MESSAGE = 1 << 20
 _FIELDS = {
-    "epoch": ("job", "spent", "score", "loss", "ends", "checkpoint"),
+    "epoch": ("job", "spent", "score", "metrics", "ends", "checkpoint"),
     "paused": ("job", "spent", "checkpoint"),
     "cut": ("job", "spent"),
+    "exhausted": ("job", "spent"),
+    "failed": ("job", "spent", "reason"),
+    "repeated": ("job", "spent"),
     "infeasible": ("job", "spent", "reason"),
     "unusable": ("job", "spent", "reason"),
     "unwritable": ("path", "number", "reason"),

@@ -23,7 +23,7 @@ from tuner.workers.control import DEADLINE, END, PROGRESS, STRETCH, ControlBlock
 from tuner.workers.messages import check, receive, send
 
 _PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
-_HUNG_AFTER_S = 60.0  # without a finished batch; or twenty times the usual, where longer
+HUNG_AFTER_S = 60.0  # without a finished batch; or twenty times the usual, where longer
 _START_AFTER_S = 600.0  # for a start, a measurement or a test, which compile and load
 _USUAL_STRETCHES = 20
 _AWAY_S = 5.0
@@ -52,7 +52,7 @@ class Setup:
     devices: tuple[str, ...]
     directory: Path
     program: str
-    hung_after_s: float = _HUNG_AFTER_S
+    hung_after_s: float = HUNG_AFTER_S
     unknown_after_s: float = 0.0
     suffix: str
 
@@ -232,7 +232,8 @@ class WorkerPool:
         if worker.busy_since is None:
             return None
         usual_s = worker.block.words[STRETCH] / 1e9
-        patience_s = max(self.setup.hung_after_s, _USUAL_STRETCHES * usual_s)
+        known_s = _USUAL_STRETCHES * usual_s if usual_s else self.setup.unknown_after_s
+        patience_s = max(self.setup.hung_after_s, known_s)
         if not (worker.is_ready and worker.jobs):
             patience_s = max(patience_s, _START_AFTER_S)
         silence_s = (now - max(worker.busy_since, worker.block.words[PROGRESS])) / 1e9
@@ -343,6 +344,7 @@ class WorkerPool:
             "number": trial.number,
             "config": dict(trial.config),
             "seed": trial.seed,
+            "epoch": trial.epoch,
             "from": None if mark is None else [mark.name, mark.sha256],
         }
 

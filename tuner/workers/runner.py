@@ -16,6 +16,8 @@ from tuner.workers.pool import Job, PooledWorker, WorkerPool
 
 _EVENTS: Mapping[str, EventKind] = {
     "epoch": EventKind.EPOCH,
+    "exhausted": EventKind.EXHAUSTED,
+    "failed": EventKind.FAILED,
     "paused": EventKind.PAUSED,
     "cut": EventKind.CUT,
     "infeasible": EventKind.INFEASIBLE,
@@ -217,14 +219,17 @@ class WorkerRunner:
         meter, at = self._meters[worker.device], int(message["at"])
         if job.id in self._late:
             at = min(at, self._deadline)
+        if message["is"] == "repeated":  # an epoch that was known already: paid for again
+            return self._paid(None, Kind.LOST, meter.settle(job.id, at))
         kind = _EVENTS[message["is"]]
         ends = kind is not EventKind.EPOCH or bool(message["ends"])
         used = meter.drop(job.id, at) if ends else meter.settle(job.id, at)
         if ends:
             self._pool.take(worker, job.id)
         self._suspects.discard(job.trial.number)
-        lost = kind in (EventKind.CUT, EventKind.INTERRUPTED)
         mark = message.get("checkpoint")
+        unsaved = kind is EventKind.PAUSED and not mark
+        lost = unsaved or kind in (EventKind.CUT, EventKind.INTERRUPTED)
         return Event(
             job.trial.number,
             kind,
@@ -233,7 +238,7 @@ class WorkerRunner:
             0 if not ends else None,
             ends,
             float(message.get("score", 0.0)),
-            {"loss": message["loss"]} if "loss" in message else {},
+            message.get("metrics", {}),
             Checkpoint(*mark) if mark else None,
             "budget spent" if kind is EventKind.CUT else str(message.get("reason", "")),
         )

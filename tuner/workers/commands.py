@@ -1,0 +1,311 @@
+"""A command as a training: a program of any kind, whose output says how well it does.
+
+`python train.py --lr {learning_rate}`: every placeholder is one argument or a part of one, and no
+shell ever reads it. Each line that the pattern matches is an observation, and its first group the
+score. The program runs in its worker's process group, which is ended as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.runner import Infeasible
+from tuner.space import Config, SearchSpace
+from tuner.workers.checkpoints import TrialCheckpoint, copy_into
+from tuner.workers.memory import members
+
+CHECKPOINT_DIR, SEED = "checkpoint_dir", "seed"
+_OWN = frozenset({CHECKPOINT_DIR, SEED})
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+_MOST_LINE = 1 << 16  # bytes; a longer line is read in parts
+_LAST_LINES = 20  # that may say why a program failed
+_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|bad_alloc", re.IGNORECASE)
+_PATIENCE_S = 5.0  # from SIGTERM to SIGKILL
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program that trains one configuration; called as a user's function would be.
+
+    Attributes:
+        arguments: with placeholders, `{learning_rate}` for a knob, `{seed}`, `{checkpoint_dir}`.
+        metric: a regular expression; its first group is the score.
+        replicates: None where each line that matches is an epoch of one training. Else the program
+            is run so many times, its last match is its result, and the score of the trial is the
+            median of its results so far: a noisy measurement, of which more runs know more.
+        infeasible_exits: exit codes by which the program says that the configuration is to blame.
+        directory: where it runs.
+    """
+
+    arguments: tuple[str, ...]
+    metric: str
+    replicates: int | None = None
+    infeasible_exits: tuple[int, ...] = ()
+    directory: str = "."
+
+    @classmethod
+    def parse(
+        cls, text: str, metric: str, space: SearchSpace, directory: Path, **options: Any
+    ) -> Command:
+        """A command as a user writes it, split as a shell would, and checked against the space.
+
+        Raises ValueError where it is no such: an unknown placeholder, a knob that is not in it, a
+        pattern without a group, a program that there is not.
+        """
+        try:
+            arguments = tuple(shlex.split(text))
+        except ValueError as error:
+            raise ValueError(f"--command cannot be split into arguments: {error}") from error
+        command = cls(arguments, metric, directory=str(directory.resolve()), **options)
+        command._check(space)
+        return command
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Command:
+        """What `to_json` gave."""
+        lists = {name: tuple(data[name]) for name in ("arguments", "infeasible_exits")}
+        return cls(**{**data, **lists})
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON, for the study and the workers."""
+        return asdict(self)
+
+    def _check(self, space: SearchSpace) -> None:
+        if not self.arguments:
+            raise ValueError("--command is empty; expected a program and its arguments")
+        used = {name for text in self.arguments for name in _names(text)}
+        known = set(space) | _OWN
+        if clash := _OWN & set(space):
+            raise ValueError(f"a knob cannot be called {', '.join(sorted(clash))}: that is ours")
+        if unknown := used - known:
+            raise ValueError(
+                f"--command has {_braced(unknown)}, and there are {_braced(known)}; "
+                "{{ and }} stand for braces"
+            )
+        if missing := set(space) - used:
+            raise ValueError(
+                f"--command lacks {_braced(missing)}: such a knob would change nothing. Put it "
+                "into the command, or take it out of the space"
+            )
+        try:
+            groups = re.compile(self.metric).groups
+        except re.error as error:
+            raise ValueError(f"--metric is no regular expression: {error}") from error
+        if not groups:
+            raise ValueError(
+                f"--metric needs a group around the number, such as 'acc=([0-9.]+)'; got "
+                f"{self.metric!r}"
+            )
+        if self.replicates is not None and self.replicates < 1:
+            raise ValueError(f"--replicates is at least 1, got {self.replicates}")
+        program = self.arguments[0]
+        if not _names(program) and shutil.which(program, path=self._path) is None:
+            raise ValueError(f"there is no program {program!r} to run, in {self.directory}")
+
+    @property
+    def _path(self) -> str | None:
+        """Where programs are looked for; one that is named by its folder, from where it runs."""
+        return None if os.sep not in self.arguments[0] else self.directory
+
+    def __call__(
+        self, config: Config, checkpoint: TrialCheckpoint
+    ) -> Generator[float | None, None, None]:
+        """The scores of a configuration; None now and then, where it may be interrupted."""
+        if self.replicates is None:
+            yield from self._training(config, checkpoint)
+        else:
+            yield from self._measurements(config, checkpoint, self.replicates)
+
+    def _training(
+        self, config: Config, checkpoint: TrialCheckpoint
+    ) -> Generator[float | None, None, None]:
+        """One program, each match of which is an epoch."""
+        with _Scratch(checkpoint, self._saves) as scratch:
+            for found in self._run(config, checkpoint.seed, scratch.path):
+                if found is not None:
+                    scratch.save()  # before the score that belongs to it
+                yield found
+
+    def _measurements(
+        self, config: Config, checkpoint: TrialCheckpoint, replicates: int
+    ) -> Generator[float | None, None, None]:
+        """Programs one after the other, each a measurement; the median of those so far."""
+        results: list[float] = []
+        if checkpoint.folder is not None:
+            results = json.loads((checkpoint.folder / "results.json").read_text())
+        for repeat in range(len(results), replicates):
+            last: float | None = None
+            with _Scratch(checkpoint, self._saves) as scratch:
+                for found in self._run(config, checkpoint.seed + repeat, scratch.path):
+                    last = last if found is None else found
+                    yield None
+            results.append(last if last is not None else float("nan"))
+            with checkpoint.save() as folder:
+                (folder / "results.json").write_text(json.dumps(results))
+            yield statistics.median(results)
+
+    @property
+    def _saves(self) -> bool:
+        return any(CHECKPOINT_DIR in _names(text) for text in self.arguments)
+
+    def _run(self, config: Config, seed: int, folder: Path) -> Iterator[float | None]:
+        """What a program says, line by line: the score of one that matches, else None.
+
+        Raises Infeasible or RuntimeError where it fails, or ends without a match.
+        """
+        values = {**config, SEED: seed, CHECKPOINT_DIR: folder}
+        process = subprocess.Popen(
+            [_filled(text, values) for text in self.arguments],
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # or its lines would come all at the end
+        )
+        pattern, matches, last = re.compile(self.metric), 0, deque[str](maxlen=_LAST_LINES)
+        try:
+            for line in _lines(process):
+                last.append(line)
+                match = pattern.search(line)
+                matches += match is not None
+                yield None if match is None else _number(match, self.metric)
+            code = process.wait()
+        finally:
+            _end(process)
+        self._judge(code, last, matches)
+
+    def _judge(self, code: int, last: deque[str], matches: int) -> None:
+        """Raise where a program that has ended did not end well."""
+        said = next((line for line in reversed(last) if line.strip()), "it said nothing").strip()
+        if code in self.infeasible_exits:
+            raise Infeasible(f"exit code {code}: {said}")
+        if code and any(_MEMORY.search(line) for line in last):
+            raise Infeasible(f"out of memory: {said}")
+        if code < 0:
+            raise RuntimeError(f"the command was killed by {signal.Signals(-code).name}: {said}")
+        if code:
+            raise RuntimeError(f"the command ended with exit code {code}: {said}")
+        if not matches:
+            raise RuntimeError(f"no line of the command matched {self.metric!r}; the last: {said}")
+
+
+class _Scratch:
+    """The folder in which a program saves: what it goes on from, until it ends.
+
+    What is in it after an epoch is copied, the program stopped meanwhile, where it has changed.
+    """
+
+    def __init__(self, checkpoint: TrialCheckpoint, is_used: bool) -> None:
+        self._checkpoint, self._is_used = checkpoint, is_used
+        self.path = checkpoint.scratch()
+        self._known: frozenset[Any] = frozenset()
+
+    def __enter__(self) -> _Scratch:
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._is_used:
+            self.path.mkdir()
+            if self._checkpoint.folder is not None:
+                copy_into(self._checkpoint.folder, self.path)
+            self._known = self._state()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def save(self) -> None:
+        """Keep what the program has saved, for the score that is yielded next."""
+        if not self._is_used:
+            return
+        others = [pid for pid in members(os.getpgid(0)) if pid != os.getpid()]
+        _signal_all(others, signal.SIGSTOP)  # it saves nothing more until that is copied
+        try:
+            state = self._state()
+            if state != self._known:
+                with self._checkpoint.save() as folder:
+                    copy_into(self.path, folder)
+                self._known = state
+        finally:
+            _signal_all(others, signal.SIGCONT)
+
+    def _state(self) -> frozenset[Any]:
+        files = [p for p in self.path.rglob("*") if p.is_file() and not p.is_symlink()]
+        return frozenset((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+
+
+def _names(text: str) -> set[str]:
+    """The placeholders of an argument."""
+    return {m.group(1) for m in _PLACEHOLDER.finditer(text) if m.group(1) is not None}
+
+
+def _braced(names: set[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in sorted(names))
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    """An argument with its placeholders replaced, all of them in one pass."""
+
+    def put(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return match.group(0)[0] if name is None else str(values[name])
+
+    return _PLACEHOLDER.sub(put, text)
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """A program's lines as they come, which go into the worker's log too."""
+    if process.stdout is None:
+        return
+    for raw in iter(lambda: process.stdout.readline(_MOST_LINE), b""):  # type: ignore[union-attr]
+        sys.stdout.buffer.write(raw)
+        sys.stdout.buffer.flush()
+        yield raw.decode(errors="replace").rstrip("\r\n")
+
+
+def _number(match: re.Match[str], metric: str) -> float:
+    text = next((group for group in match.groups() if group is not None), "")
+    try:
+        return float(text)
+    except ValueError:
+        raise RuntimeError(f"{metric!r} matched {text[:40]!r}, which is no number") from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a program and all that it has started, and wait for it: SIGTERM, and then SIGKILL."""
+    group, until = os.getpgid(0), time.monotonic() + _PATIENCE_S
+
+    def others() -> list[int]:
+        return [pid for pid in members(group) if pid != os.getpid()]
+
+    _signal_all(others() or _alive(process), signal.SIGTERM)
+    while (left := others() or _alive(process)) and time.monotonic() < until:
+        process.poll()
+        time.sleep(0.005)
+    _signal_all(left, signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _alive(process: subprocess.Popen[bytes]) -> list[int]:
+    return [process.pid] if process.poll() is None else []
+
+
+def _signal_all(processes: list[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
