@@ -88,6 +88,15 @@ class Command:
     def _check(self, space: SearchSpace) -> None:
         if not self.arguments:
             raise ValueError("--command is empty; expected a program and its arguments")
+        self._check_placeholders(space)
+        _check_metric(self.metric)
+        if self.replicates is not None and self.replicates < 1:
+            raise ValueError(f"--replicates is at least 1, got {self.replicates}")
+        program = self.arguments[0]
+        if not _names(program) and not self._finds(program):
+            raise ValueError(f"there is no program {program!r} to run, in {self.directory}")
+
+    def _check_placeholders(self, space: SearchSpace) -> None:
         used = {name for text in self.arguments for name in _names(text)}
         known = set(space) | _OWN
         if clash := _OWN & set(space):
@@ -102,25 +111,11 @@ class Command:
                 f"--command lacks {_braced(missing)}: such a knob would change nothing. Put it "
                 "into the command, or take it out of the space"
             )
-        try:
-            groups = re.compile(self.metric).groups
-        except re.error as error:
-            raise ValueError(f"--metric is no regular expression: {error}") from error
-        if not groups:
-            raise ValueError(
-                f"--metric needs a group around the number, such as 'acc=([0-9.]+)'; got "
-                f"{self.metric!r}"
-            )
-        if self.replicates is not None and self.replicates < 1:
-            raise ValueError(f"--replicates is at least 1, got {self.replicates}")
-        program = self.arguments[0]
-        if not _names(program) and shutil.which(program, path=self._path) is None:
-            raise ValueError(f"there is no program {program!r} to run, in {self.directory}")
 
-    @property
-    def _path(self) -> str | None:
-        """Where programs are looked for; one that is named by its folder, from where it runs."""
-        return None if os.sep not in self.arguments[0] else self.directory
+    def _finds(self, program: str) -> bool:
+        if os.sep in program:  # from where it runs, and not from here
+            return os.access(Path(self.directory) / program, os.X_OK)
+        return shutil.which(program) is not None
 
     def __call__(
         self, config: Config, checkpoint: TrialCheckpoint
@@ -245,6 +240,17 @@ class _Scratch:
     def _state(self) -> frozenset[Any]:
         files = [p for p in self.path.rglob("*") if p.is_file() and not p.is_symlink()]
         return frozenset((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+
+
+def _check_metric(metric: str) -> None:
+    try:
+        groups = re.compile(metric).groups
+    except re.error as error:
+        raise ValueError(f"--metric is no regular expression: {error}") from error
+    if not groups:
+        raise ValueError(
+            f"--metric needs a group around the number, such as 'acc=([0-9.]+)'; got {metric!r}"
+        )
 
 
 def _names(text: str) -> set[str]:

@@ -24,7 +24,6 @@ from tuner.files import CannotWriteError
 from tuner.runner import EventKind, blame, describe
 from tuner.workers import functions
 from tuner.workers.checkpoints import DamagedCheckpointError, TrialCheckpoint
-from tuner.workers.commands import Command
 from tuner.workers.control import DEADLINE, INTERRUPT, PROGRESS, STRETCH, YIELD, ControlBlock
 from tuner.workers.memory import resident_bytes
 from tuner.workers.messages import receive, send
@@ -65,7 +64,7 @@ class FunctionWorker:
         self._connection, self._block = connection, block
         setup = receive(connection)
         self._sign, self._directory = float(setup["sign"]), Path(setup["directory"])
-        self._train = _find(setup["function"])
+        self._train = functions.load(setup["function"])
         self._takes_checkpoint = functions.takes_checkpoint(self._train)
         _limit_gpu_memory(setup["gpu_memory_gib"])
         self._memory = math.inf if setup["memory_gib"] is None else setup["memory_gib"] * _GIB
@@ -229,10 +228,6 @@ class FunctionWorker:
             spent = {"at": time.monotonic_ns(), "job": job.id, "spent": {}}
             send(self._connection, {**message, **spent})
             os._exit(0)
-
-
-def _find(where: dict[str, Any]) -> functions.Function:
-    return Command.from_json(where["command"]) if "command" in where else functions.load(where)
 
 
 def _epochs(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.workers.checkpoints import SUFFIX
+from tuner.workers.commands import Command
 from tuner.workers.devices import count_cores, find_devices
 from tuner.workers.memory import can_measure
 from tuner.workers.messages import MAX_MESSAGE
@@ -42,7 +43,7 @@ class FunctionSetup(Setup):
     """What every worker that runs a function is told at its start.
 
     Attributes:
-        function: where it is, as `locate` says, or a command, as `tuner.workers.commands` has it.
+        function: where it is, as `locate` says.
         sign: 1, or -1 where scores are losses.
         per_device: workers on each device, which share its cores.
         memory_gib: of a trial's processes together; None for no limit.
@@ -169,6 +170,8 @@ def locate(train: Function, *, pickle: bool = False) -> dict[str, Any]:
     Raises ValueError, which says what to do, where the function has no name that a new process
     could find it by.
     """
+    if isinstance(train, Command):
+        return {"command": train.to_json()}
     if pickle:
         return _pickled(train)
     name = getattr(train, "__qualname__", None)
@@ -196,6 +199,8 @@ def load(where: Mapping[str, Any]) -> Function:
     Raises ImportError or AttributeError where it is not there; whatever its module raises.
     """
     global _loading
+    if "command" in where:
+        return Command.from_json(where["command"])
     _loading = True
     try:
         if "pickled" in where:

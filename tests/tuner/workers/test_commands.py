@@ -1,0 +1,173 @@
+"""Commands as trainings: what they say is what is recorded, and they leave nothing running."""
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tuner.workers.test_functions import charges, curves
+from tuner import Choice, Float, SearchSpace, tune
+from tuner.budget import Kind
+from tuner.scheduler import TrainingBrokenError
+from tuner.trial import TrialState
+from tuner.workers.commands import Command
+
+PROGRAM = str(Path(__file__).with_name("program.py"))
+SPACE = SearchSpace(x=Float(0.0, 1.0))
+METRIC = "val_acc=([0-9.]+)"
+
+
+def parsed(text, metric=METRIC, space=SPACE, directory=Path(), **options):
+    return Command.parse(text, metric, space, directory, **options)
+
+
+def command(mode, rest="", **options):
+    return parsed(f"{sys.executable} {PROGRAM} {mode} {{x}} {{checkpoint_dir}} {rest}", **options)
+
+
+def search(train, *, minutes=0.05, epochs=4, space=SPACE, **options):
+    options = {"searcher": "random", "seed": 3, "device": "cpu", **options}
+    return tune(train, space, budget_minutes=minutes, max_epochs=epochs, **options)
+
+
+def test_each_line_that_matches_is_an_epoch(tmp_path):
+    study = search(command("train"), slots=2, directory=tmp_path)
+    done = curves(study)
+    assert len(done) > 3
+    for x, totals in done.values():
+        assert totals == pytest.approx([x * s for s in (1, 3, 6, 10)], abs=1e-5)
+    assert study.minutes_spent < 0.05 + 0.1 / 60
+    assert "epoch 4 val_acc=" in (tmp_path / "checkpoints" / "worker-0.log").read_text()
+
+
+def test_what_is_promoted_goes_on_from_its_checkpoint_dir(tmp_path):
+    halving = {"searcher": "random+asha", "min_epochs": 1, "eta": 2}
+    study = search(command("train"), minutes=0.08, directory=tmp_path, **halving)
+    assert any(t.epoch == 1 for t in study.trials)
+    for x, totals in curves(study).values():
+        assert totals == pytest.approx([x * s for s in (1, 3, 6, 10)], abs=1e-5)
+    log = (tmp_path / "checkpoints" / "worker-0.log").read_text()
+    assert "going on from epoch 1" in log
+    assert "going on from epoch 2" in log
+    assert charges(tmp_path)[Kind.CHECKPOINT] > 0
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_no_shell_reads_an_argument():
+    nasty = SearchSpace(x=Float(0.0, 1.0), text=Choice(("; exit 7", "$(exit 7) {x}", "'\" *")))
+    whole = parsed(
+        f"{sys.executable} {PROGRAM} arguments {{x}} folder {{text}} --both={{text}}{{{{x}}}}",
+        space=nasty,
+    )
+    study = search(whole, minutes=0.02, epochs=1, space=nasty)
+    assert {t.score for t in study.trials if t.curve} == {6.0}  # arguments, whatever is in them
+
+
+def test_a_placeholder_that_a_value_holds_stays_as_it_is(tmp_path):
+    space = SearchSpace(a=Choice(("{b}", "{seed}")), b=Choice(("1", "2")))
+    echo = parsed("echo val_acc=0.5 {a} {b} {{a}}", space=space)
+    search(echo, minutes=0.01, epochs=1, space=space, directory=tmp_path)
+    said = set((tmp_path / "checkpoints" / "worker-0.log").read_text().splitlines())
+    assert said <= {f"val_acc=0.5 {a} {b} {{a}}" for a in ("{b}", "{seed}") for b in "12"}
+    assert said
+
+
+def test_an_exit_code_that_says_so_is_infeasible():
+    study = search(command("fail", infeasible_exits=(3,)), minutes=0.03, epochs=2)
+    ended = [t for t in study.trials if t.state.is_final]
+    assert {t.state for t in ended if t.config["x"] > 0.5} == {TrialState.INFEASIBLE}
+    assert {t.reason for t in ended if t.config["x"] > 0.5} == {"exit code 3: no such layer"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("fail", "exit code 3: no such layer"),
+        ("silent", "no line of the command matched .*; the last: nothing to see"),
+    ],
+)
+def test_a_command_that_is_broken_ends_the_search_with_what_it_said(mode, message):
+    with pytest.raises(TrainingBrokenError, match=message):
+        search(command(mode), epochs=2, minutes=0.5)
+
+
+def test_memory_that_runs_out_is_infeasible():
+    study = search(command("memory"), minutes=0.01)
+    assert {t.state for t in study.trials if t.state.is_final} == {TrialState.INFEASIBLE}
+
+
+def test_all_that_a_command_started_ends_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAINING_NOTES", str(tmp_path / "pids"))
+    study = search(command("children"), minutes=0.02)
+    assert study.minutes_spent < 0.02 + 1.2 / 60
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2
+    until = time.monotonic() + 5
+    while time.monotonic() < until and any(map(is_running, pids)):
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_replicates_are_measured_again_and_their_median_counts(tmp_path):
+    noisy = command("noisy", metric=r"time ([0-9.]+) s", replicates=5)
+    study = search(noisy, epochs=5, mode="min", minutes=0.04, directory=tmp_path)
+    log = (tmp_path / "checkpoints" / "worker-0.log").read_text().splitlines()
+    measured = [float(line.split()[1]) for line in log if line.startswith("time")]
+    first = study.trials[0]
+    assert [o.score for o in first.curve] == pytest.approx(
+        [statistics.median(measured[:n]) for n in range(1, 6)]
+    )
+    assert study.best.score == min(t.score for t in study.trials if t.epoch == 5)
+
+
+def test_a_measurement_that_is_broken_off_keeps_its_replicates(tmp_path):
+    halving = {"searcher": "random+asha", "min_epochs": 1, "eta": 2}
+    noisy = command("noisy", metric=r"time ([0-9.]+) s", replicates=4)
+    study = search(noisy, mode="min", minutes=0.04, directory=tmp_path, **halving)
+    log = (tmp_path / "checkpoints" / "worker-0.log").read_text().splitlines()
+    assert len(log) <= sum(t.epoch for t in study.trials) + 1  # none is measured twice
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "message"),
+    [
+        ("", METRIC, "--command is empty"),
+        ("python 'x {x}", METRIC, "cannot be split"),
+        ("python {x} {y}", METRIC, r"has \{y\}, and there are \{checkpoint_dir\}, \{seed\}, \{x\}"),
+        ("python train.py", METRIC, r"lacks \{x\}"),
+        ("python {x}", "acc=[0-9]+", "needs a group"),
+        ("python {x}", "acc=([0-9", "no regular expression"),
+        ("no-such-program {x}", METRIC, "there is no program 'no-such-program'"),
+        ("./missing.sh {x}", METRIC, "there is no program './missing.sh'"),
+    ],
+)
+def test_nonsense_is_refused(text, metric, message):
+    with pytest.raises(ValueError, match=message):
+        parsed(text, metric)
+
+
+def test_a_knob_may_not_have_our_names():
+    with pytest.raises(ValueError, match="a knob cannot be called seed"):
+        parsed("python {seed}", space=SearchSpace(seed=Float(0.0, 1.0)))
+
+
+def test_a_command_comes_back_from_json_as_it_was():
+    whole = command("noisy", replicates=3, infeasible_exits=(3, 4))
+    assert Command.from_json(whole.to_json()) == whole
+
+
+def test_a_program_is_found_where_the_command_runs(tmp_path):
+    (tmp_path / "train.sh").write_text("#!/bin/sh\necho val_acc=$1\n")
+    os.chmod(tmp_path / "train.sh", 0o700)
+    study = search(parsed("./train.sh {x}", directory=tmp_path), epochs=1, minutes=0.01)
+    assert study.best.score == pytest.approx(study.best.config["x"])
