@@ -113,7 +113,10 @@ def main(
     ] = False,
     context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
-    """Race searchers on equal device minutes and report what each found."""
+    """Race searchers on equal device minutes and report what each found.
+
+    Where people do the trials: tune.py ask, tell, best, import or list STUDY, each with --help.
+    """
     # Here and not above: `--help` needs none of it, and should not wait for it.
     from scripts.errors import plain_errors, refuse_others
     from scripts.tuning import create, race, reopen
@@ -161,5 +164,12 @@ def main(
         )
 
 
+def run() -> None:
+    """The race; or what a lab asks and tells, where that is the first word."""
+    from scripts import lab
+
+    (lab.app if sys.argv[1:2] and sys.argv[1] in lab.COMMANDS else app)()
+
+
 if __name__ == "__main__":
-    app()
+    run()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -135,6 +136,7 @@ class Study:
             config,
             trial_seed(self.seed, config, repeat),
             self._history.max_epochs or UNLIMITED,
+            started_ns=self._recorder.budget.spent_ns,
             note=self.searcher.fallback,
             repeat=repeat,
         )
@@ -176,10 +178,13 @@ class Study:
             )
         if not (math.isfinite(minutes) and minutes >= 0):
             raise ValueError(f"trial {number}: minutes are a number from 0 up, got {minutes}")
-        if number not in {t.number for t in self._history.running}:
+        waiting = [t.number for t in self._history.running]
+        if number not in waiting:
+            is_known = 0 <= number < len(self._history)
+            why = f"it is {self._history[number].state.name}" if is_known else "there is none such"
             raise ValueError(
-                f"trial {number} is not waiting for a result: asked and not yet told "
-                f"are {[t.number for t in self._history.running]}"
+                f"trial {number} is not waiting for a result, {why}: asked and not yet told "
+                f"are {waiting}"
             )
         cost_ns = to_ns(float(minutes))
         self._recorder.charge({Kind.TRAIN: cost_ns}, number)
@@ -242,6 +247,25 @@ class Study:
             self._history.adopt(trial)
         self._recorder.commit()
         return tuple(self._outward(t) for t in taken.trials)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Keep all that is asked, told and added within, or none of it: one commit at the end.
+
+        Where it is left by an error the file is as it was before, and this study is closed.
+        """
+        store = self._store
+        if store is None:
+            yield
+            return
+        usual, store.commit_every_s = store.commit_every_s, math.inf
+        try:
+            yield
+            store.commit(force=True)
+        except BaseException:
+            self.close()
+            raise
+        store.commit_every_s = usual
 
     # -- reading -----------------------------------------------------------------------------------
 

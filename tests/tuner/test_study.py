@@ -146,6 +146,38 @@ def test_a_file_of_another_study_is_refused_and_left_alone(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_what_is_told_together_is_kept_together_or_not_at_all(tmp_path):
+    path = tmp_path / "study.sqlite"
+    with Study(SPACE, "random", path=path) as study:
+        first, second = study.ask(), study.ask()
+        before = path.read_bytes()
+        with study.together():
+            study.tell(first.number, 0.5)
+            assert path.read_bytes() == before
+        kept = path.read_bytes()
+        assert kept != before
+        with pytest.raises(ValueError, match="not waiting"), study.together():
+            study.tell(second.number, 0.25)
+            study.tell(first.number, 0.75)
+        assert path.read_bytes() == kept
+    with Study(SPACE, "random", path=path) as study:
+        assert [(t.state, t.score) for t in study.trials] == [
+            (TrialState.COMPLETED, 0.5),
+            (TrialState.RUNNING, None),
+        ]
+        study.tell(second.number, 0.25)
+    with Study(SPACE, "random", path=path) as study:
+        assert study.best.score == 0.5
+        assert not study.history.running
+
+
+def test_a_trial_starts_at_the_minutes_that_were_told_before_it():
+    study = Study(SPACE, "random")
+    study.tell(study.ask().number, 0.5, minutes=2)
+    study.ask()
+    assert [t.started_ns for t in study.trials] == [0, 120 * 10**9]
+
+
 def test_to_csv_has_a_row_per_trial(tmp_path):
     study = Study(SPACE, "random")
     study.tell(study.ask().number, score=0.25, minutes=2)
