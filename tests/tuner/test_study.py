@@ -156,9 +156,14 @@ def test_what_is_told_together_is_kept_together_or_not_at_all(tmp_path):
             assert path.read_bytes() == before
         kept = path.read_bytes()
         assert kept != before
-        with pytest.raises(ValueError, match="not waiting"), study.together():
-            study.tell(second.number, 0.25)
-            study.tell(first.number, 0.75)
+
+        def tell_one_twice():
+            with study.together():
+                study.tell(second.number, 0.25)
+                study.tell(first.number, 0.75)
+
+        with pytest.raises(ValueError, match="not waiting"):
+            tell_one_twice()
         assert path.read_bytes() == kept
     with Study(SPACE, "random", path=path) as study:
         assert [(t.state, t.score) for t in study.trials] == [
