@@ -21,7 +21,7 @@ from tuner.escape import visible
 from tuner.fidelity import FullFidelity
 from tuner.history import History
 from tuner.naming import pick
-from tuner.reader import RunRow, Snapshot
+from tuner.reader import RunRow, Snapshot, study_file
 from tuner.searchers import SpaceExhausted
 from tuner.seeding import config_text
 from tuner.space import SearchSpace
@@ -67,15 +67,9 @@ class Reading:
     counts: str
 
 
-def place_of(study: Path) -> Path:
-    """The file of a study that is named by itself or by its folder."""
-    is_file = study.suffix == ".sqlite" and not study.is_dir()
-    return study if is_file or study.is_file() else study / "study.sqlite"
-
-
 def read_only(study: Path) -> Reading:
     """What is in a study, be it in use or not; raises ValueError where there is none."""
-    snapshot = Snapshot(place_of(study))
+    snapshot = Snapshot(study_file(study))
     try:
         row, mode = _only_run(snapshot)
         history = History(row.max_epochs, row.budget_ns)
@@ -95,7 +89,7 @@ def open_study(study: Path, wishes: Wishes | None = None) -> Iterator[Study]:
 
     Raises ValueError where there is none, where it is in use, or where it is not as wished.
     """
-    path = place_of(study)
+    path = study_file(study)
     terms = _terms(path, wishes)
     _make_folder(path.parent)
     with Study(
@@ -147,7 +141,7 @@ def import_sheet(study: Path, wishes: Wishes, path: Path, score: str) -> list[st
     Nothing is made or changed before the sheet is found to fit. A sheet all of which is in the
     study already is refused: it would count twice.
     """
-    terms = _terms(place_of(study), wishes)
+    terms = _terms(study_file(study), wishes)
     if score in terms.space:
         raise ValueError(f"--score {score} is the name of a knob; name the column with the scores")
     sheet = read_sheet(path, [*terms.space, score])

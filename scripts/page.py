@@ -21,7 +21,7 @@ from landscapes.synthetic import FORMULAS
 from scripts.errors import plain_errors
 from tuner.escape import visible
 from tuner.page.source import Source
-from tuner.reader import Snapshot
+from tuner.reader import Snapshot, study_file
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -87,7 +87,7 @@ def _opener(name: str):  # type: ignore[no-untyped-def]
 def _study(folder: Path) -> Source:
     from tuner.page.follow import Follow
 
-    snapshot = Snapshot(folder / "study.sqlite")  # ValueError where there is none
+    snapshot = Snapshot(study_file(folder))  # ValueError where there is none
     request = snapshot.request()
     snapshot.close()
     return Follow(folder, _landscape_of(request.get("landscape")))

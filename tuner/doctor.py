@@ -23,7 +23,7 @@ from typing import Any
 from tuner.budget import Kind, to_minutes
 from tuner.confirm import worth_keeping
 from tuner.history import History
-from tuner.reader import RunRow, StudyReader, disarm, journal_of, look_at, still_copy
+from tuner.reader import RunRow, StudyReader, disarm, journal_of, look_at, still_copy, study_file
 from tuner.report import Outcome, curves_csv, run_summary, trials_csv
 from tuner.schema import (
     COLUMNS,
@@ -64,18 +64,18 @@ class Finding:
     advice: str = ""
 
 
-def examine(folder: Path, installed: Mapping[str, str] | None = None) -> list[Finding]:
-    """All that is to be said of the study in a folder, what is worst first.
+def examine(place: Path, installed: Mapping[str, str] | None = None) -> list[Finding]:
+    """All that is to be said of a study, what is worst first.
 
     Args:
-        folder: of a run.
+        place: the folder of a run, or the study's file.
         installed: versions of packages here, by name, to compare with those of the study.
 
     Raises:
         ValueError: there is no study, or it is being written all the time.
         OSError: something there cannot be read.
     """
-    path = folder / "study.sqlite"
+    path = study_file(place)
     if not path.is_file():
         raise ValueError(
             f"there is no study at {path}; name the folder of a run, such as runs/NAME"
@@ -94,7 +94,7 @@ def examine(folder: Path, installed: Mapping[str, str] | None = None) -> list[Fi
         found += problems
         if not any(problem.severity is Severity.DAMAGE for problem in problems):
             study = _Copy(path, db)
-            found += _study(study, folder, is_held)
+            found += _study(study, path.parent, is_held)
             found += _versions(study, installed or {})
     order = list(Severity)[::-1]
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -237,9 +237,13 @@ def _study(study: _Copy, folder: Path, is_held: bool) -> Iterator[Finding]:
         yield Finding(Severity.NOTE, f"paused: {paused}", "--resume does")
     unfinished = sum(not t.state.is_final for own in trials.values() for t in own)
     if unfinished:
-        what = f"{unfinished} trial(s) are not finished"
-        yield Finding(Severity.NOTE, what, "--resume goes on with them, where minutes are left")
-    yield from _held(study, folder, rows)
+        if study.request() or any(row.budget_ns is not None for row in rows):
+            what = f"{unfinished} trial(s) are not finished"
+            advice = "--resume goes on with them, where minutes are left"
+        else:
+            what, advice = f"{unfinished} trial(s) wait for their results", "tell them"
+        yield Finding(Severity.NOTE, what, advice)
+    yield from _held(study, rows)
     yield from _checkpoints(study, folder, rows, trials)
     yield from _leftovers(folder)
     yield from _files(study, folder, rows, trials)
@@ -311,10 +315,10 @@ def _ledger(
 # -- the files beside it ----------------------------------------------------------------------
 
 
-def _held(study: _Copy, folder: Path, rows: list[RunRow]) -> Iterator[Finding]:
+def _held(study: _Copy, rows: list[RunRow]) -> Iterator[Finding]:
     """What a killed driver had held and not recorded."""
     try:
-        data = (folder / "study.sqlite.held").read_bytes()
+        data = study.path.with_name(study.path.name + ".held").read_bytes()
     except FileNotFoundError:
         data = b""
     if len(data) != HELD_BYTES:

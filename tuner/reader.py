@@ -259,6 +259,17 @@ class Snapshot(StudyReader):
         self._folder.cleanup()
 
 
+def study_file(place: Path) -> Path:
+    """The file of a study that is named by itself or by its folder, be it there or not."""
+    is_named = place.suffix == ".sqlite" and not place.is_dir()
+    return place if is_named or place.is_file() else place / "study.sqlite"
+
+
+def study_name(path: Path) -> str:
+    """Of a study's folder, or of its file where that has a name of its own."""
+    return path.resolve().parent.name if path.name == "study.sqlite" else path.stem
+
+
 def study_mark(path: Path) -> tuple[int, ...]:
     """Changes when the study's file does; raises ValueError where there is none."""
     try:

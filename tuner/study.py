@@ -193,6 +193,8 @@ class Study:
             at_ns = self._recorder.budget.spent_ns
             observed = Observation(trial.epoch + 1, self.sign * score, cost_ns, at_ns)
             self._history.observe(number, observation=observed)
+        else:
+            self._history.update(number, partial_ns=cost_ns)
         self._history.close(number, final, reason)
         self._recorder.commit()
 
@@ -213,7 +215,9 @@ class Study:
         target = self._history.max_epochs or UNLIMITED
         repeat = self._history.trainings(config)
         seed = trial_seed(self.seed, config, repeat)
-        self._history.start(Trial(number, config, seed, target, source=ADDED, repeat=repeat))
+        now = self._recorder.budget.spent_ns
+        trial = Trial(number, config, seed, target, started_ns=now, source=ADDED, repeat=repeat)
+        self._history.start(trial)
         self.tell(number, score, minutes)
         return self._outward(self._history[number])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuner.reader import Snapshot
+from tuner.reader import Snapshot, study_file, study_name
 from tuner.space import Choice, Config, Domain, SearchSpace
 from tuner.trial import ADDED, Trial, TrialState
 
@@ -56,11 +56,11 @@ def read_study(place: Path) -> EarlierStudy:
 
     Raises ValueError where there is no study, or none that can be read.
     """
-    path = place if place.is_file() else place / "study.sqlite"
+    path = study_file(place)
     snapshot = Snapshot(path)
     try:
         return EarlierStudy(
-            path.resolve().parent.name if path.name == "study.sqlite" else path.stem,
+            study_name(path),
             path,
             [(row.max_epochs, snapshot.trials(row)) for row in snapshot.runs()],
             snapshot.meta("mode") or "max",

@@ -13,6 +13,7 @@ from tuner.doctor import Severity, examine
 from tuner.report import Outcome, write_files
 from tuner.schema import SCHEMA_VERSION
 from tuner.store import Store
+from tuner.study import Study
 from tuner.trial import Checkpoint, Observation, Trial, TrialState
 
 SETTINGS = {"measure": "test accuracy", "budget_minutes": 1.0, "data": "sample"}
@@ -273,3 +274,18 @@ def test_findings_come_worst_first(tmp_path):
         Severity.NOTE,
     ]
     assert json.dumps([f.severity.value for f in examine(tmp_path)])
+
+
+def test_a_study_that_is_asked_and_told_is_fine_and_waits(tmp_path):
+    path = tmp_path / "lab.sqlite"
+    with Study(SPACE, "random", path=path) as study:
+        for _ in range(4):
+            study.ask()
+        study.tell(0, 0.5, minutes=3)
+        study.tell(1, state="infeasible", minutes=3)
+        study.tell(2, state="failed", minutes=3, reason="the flask broke")
+    told = examine(path)  # by its own name
+    assert {finding.severity for finding in told} == {Severity.NOTE}
+    assert [f.what for f in told if "trial" in f.what] == ["1 trial(s) wait for their results"]
+    with Study(SPACE, "random", path=path) as study:
+        assert study.minutes_spent == 9

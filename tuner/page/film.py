@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,13 @@ class Scene:
     shared_start: int = 0
 
 
+class ByHand(enum.Enum):
+    """What a study is measured in whose trials people do, and tell."""
+
+    MINUTES = "minutes"
+    EXPERIMENTS = "experiments"  # where nobody told any minutes
+
+
 def film(
     mode: str,
     title: str,
@@ -39,13 +47,22 @@ def film(
     race: str | None = None,
     badge: str = "real training",
     score_name: str = "validation accuracy",
+    least_gap: float = 0.01,
+    sign: int = 1,
+    by_hand: ByHand | None = None,
 ) -> dict[str, Any]:
     """Everything that is known of a race; `mode` is demo, live or finished.
 
-    `badge` says what is searched where it is no landscape.
+    `badge` says what is searched where it is no landscape, `least_gap` from which difference on
+    scores are drawn apart. `sign` is -1 where the user knows scores as losses, which are negated
+    here, and `by_hand` is for a study whose trials people do.
     """
     first = scenes[0].row
     return {
+        "is_by_hand": by_hand is not None,
+        "is_counted": by_hand is ByHand.EXPERIMENTS,
+        "sign": sign,
+        "least_gap": least_gap,
         "mode": mode,
         "title": title,
         "landscape": None if terrain is None else describe_terrain(terrain),

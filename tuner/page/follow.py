@@ -13,9 +13,10 @@ from tuner.budget import to_minutes
 from tuner.foreign import read_json
 from tuner.history import History
 from tuner.page.belief import belief
-from tuner.page.film import Camera, Scene, film, surface
+from tuner.page.by_hand import is_by_hand, with_experiments
+from tuner.page.film import ByHand, Camera, Scene, film, surface
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
-from tuner.reader import Snapshot, study_mark
+from tuner.reader import Snapshot, study_file, study_mark, study_name
 from tuner.terrain import Terrain
 
 _LOOK_EVERY_S = 0.5
@@ -29,16 +30,19 @@ _UNFINISHED = {
 
 
 class Follow:
-    """The study in a folder.
+    """A study on disk.
 
     Args:
-        folder: with a `study.sqlite`, which is never locked.
+        place: a folder with a `study.sqlite`, or that file, which is never locked.
         terrain: the landscape that it is a replay on, where it is one and that is at hand.
     """
 
-    def __init__(self, folder: Path, terrain: Terrain | None = None) -> None:
-        self._folder, self._path, self._terrain = folder, folder / "study.sqlite", terrain
+    def __init__(self, place: Path, terrain: Terrain | None = None) -> None:
+        self._path, self._terrain = study_file(place), terrain
+        self._folder = self._path.parent
         self._request: dict[str, Any] = {}
+        self._sign = 1
+        self._by_hand: ByHand | None = None
         self._latest: tuple[tuple[int, ...], list[Scene], dict[str, Any]] | None = None
 
     def catalog(self) -> dict[str, Any]:
@@ -52,8 +56,12 @@ class Follow:
         camera.shoot(self._look()[0])
         while not is_gone():
             # Asked before the study is read, so that a driver's last words are not missed.
-            is_driven = self._is_driven()
+            is_driven = self._is_driven() or self._by_hand is not None
+            clock = self._by_hand
             scenes, summary = self._look()
+            if self._by_hand is not clock:  # the first minutes were told: all times are others
+                send("film", self.film())
+                camera.shoot(scenes)
             news = camera.shoot(scenes)
             if news["runs"] or news["trials"]:
                 send("more", news)
@@ -67,19 +75,22 @@ class Follow:
         """Everything that is known by now."""
         scenes, summary = self._look()
         request = self._request
-        is_over = bool(summary) or not self._is_driven()
+        is_over = bool(summary) or not (self._is_driven() or self._by_hand)
         is_own = not (request.get("data") or request.get("landscape"))
         return film(
             "finished" if is_over else "live",
-            self._folder.name,
+            study_name(self._path),
             scenes,
             device=str(summary.get("device") or request.get("device")),
-            unit=str(summary.get("unit") or _unit(request)),
+            unit=str(summary.get("unit") or _unit(request, self._by_hand)),
             terrain=self._terrain,
             verdict=summary.get("verdict", _UNFINISHED if is_over else None),
             race="study",
             badge="a study" if is_own else "real training",
-            score_name="score" if is_own else "validation accuracy",
+            score_name=_score_name(self._sign) if is_own else "validation accuracy",
+            least_gap=0.0 if is_own else 0.01,
+            sign=self._sign,
+            by_hand=self._by_hand,
         )
 
     def surface(self, query: Query) -> dict[str, Any]:
@@ -138,6 +149,7 @@ class Follow:
         snapshot = Snapshot(self._path)
         try:
             self._request = snapshot.request()
+            self._sign = -1 if snapshot.meta("mode") == "min" else 1
             loaded = []
             for row in snapshot.runs():
                 history = History(row.max_epochs, row.budget_ns)
@@ -161,6 +173,9 @@ class Follow:
             )
             for (row, history, ledger), run in zip(loaded, runs, strict=True)
         ]
+        if is_by_hand([scene.row for scene in scenes], self._request):
+            scene, self._by_hand = with_experiments(scenes[0])
+            scenes = [scene]
         self._latest = (mark, scenes, summary)
         return scenes, summary
 
@@ -174,7 +189,13 @@ class Follow:
         return summary if told == spent else {}
 
 
-def _unit(request: dict[str, Any]) -> str:
+def _score_name(sign: int) -> str:
+    return "score" if sign > 0 else "score (lower is better)"
+
+
+def _unit(request: dict[str, Any], by_hand: ByHand | None) -> str:
+    if by_hand is not None:
+        return by_hand.value
     if request.get("landscape"):
         return "simulated minutes"
     devices = request.get("devices") or [str(request.get("device"))]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import alter
+from tuner.space import Float
+from tuner.study import Study
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -286,3 +288,33 @@ def test_a_real_run_is_shown_while_it_trains(watched, small_data, tmp_path):
     watched.troubles = [t for t in watched.troubles if "ERR_CONNECTION_REFUSED" not in t]
     page.goto((tmp_path / "live" / "report.html").as_uri())
     watched.until("+document.querySelector('.panel').dataset.trials >= 3")
+
+
+def test_a_study_by_hand_is_shown_as_it_is_told(watched, tmp_path):
+    page, path = watched.page, tmp_path / "lab.sqlite"
+    space = {HOSTILE: Float(0, 1), "x": Float(0, 1)}
+    with Study(space, "random", path=path, mode="min") as study:
+        for _ in range(4):
+            study.ask()
+        study.tell(0, 81.25)
+        study.tell(1, state="infeasible", reason=HOSTILE)
+    with serving(path) as address:
+        page.goto(address)
+        watched.until("tunerPage.film && +document.querySelector('.panel').dataset.trials == 4")
+        body = page.inner_text("body")
+        assert "experiment 4 of 4" in body
+        assert "Waiting for the results of 2 experiments" in body
+        assert "best 81.250" in body
+        assert "score (lower is better)" in body
+        with Study(space, "random", path=path, mode="min") as study:
+            study.tell(3, 80.5)
+            study.ask()
+        watched.until("document.body.innerText.includes('best 80.500')")
+        assert "experiment 5 of 5" in page.inner_text("body")
+        watched.until("document.querySelectorAll('#best-chart .js-line').length >= 1")
+        labels = page.evaluate(
+            "[...document.querySelectorAll('#best-chart .ytick')].map(t => +t.textContent)"
+        )
+        assert all(80 < label < 82 for label in labels)
+        assert page.evaluate("window.hacked") is None
+        page.goto("about:blank")  # before its server goes

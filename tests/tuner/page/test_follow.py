@@ -13,6 +13,7 @@ from tuner.page.follow import Follow
 from tuner.reader import Snapshot
 from tuner.space import Float, SearchSpace
 from tuner.store import Store
+from tuner.study import Study
 from tuner.trial import Observation, Trial, TrialState
 
 SPACE = SearchSpace(x=Float(0.0, 1.0))
@@ -141,6 +142,88 @@ def test_a_study_that_grows_is_played_as_it_grows(store, tmp_path):
     assert sent[0][1]["mode"] == "live"
     assert sent[0][1]["unit"] == "device minutes (cpu)"
     assert [t["config"] for _, t in sent[1][1]["trials"]] == [[0.5]]
+
+
+# -- studies whose trials people do --------------------------------------------------------------
+
+
+def by_hand(folder, mode="max", minutes=0.0):
+    """One result from before, one told, one infeasible, one waiting."""
+    with Study(SPACE, "random", path=folder / "lab.sqlite", mode=mode) as study:
+        study.add({"x": 0.25}, 2.0)
+        asked = [study.ask() for _ in range(3)]
+        study.tell(asked[0].number, 3.0, minutes)
+        study.tell(asked[1].number, minutes=minutes, state="infeasible", reason="it boils")
+    return folder / "lab.sqlite"
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_where_nobody_told_minutes_experiments_stand_for_them(tmp_path, mode, sign):
+    film = Follow(by_hand(tmp_path, mode)).film()
+    assert (film["mode"], film["title"], film["unit"]) == ("live", "lab", "experiments")
+    assert (film["is_by_hand"], film["is_counted"], film["sign"]) == (True, True, sign)
+    assert (film["budget"], film["epochs"]) == (0, None)
+    assert [(run["spent"], run["finished"]) for run in film["runs"]] == [(4.0, False)]
+    times = [(t["started"], t["ended"], t["state"]) for _, t in film["trials"]]
+    assert times == [
+        (0.0, 1.0, "COMPLETED"),
+        (1.0, 2.0, "COMPLETED"),
+        (2.0, 3.0, "INFEASIBLE"),
+        (3.0, None, "RUNNING"),
+    ]
+    scores = [[sign * score for _, score, _ in t["curve"]] for _, t in film["trials"]]
+    assert scores == [[2.0], [3.0], [], []]
+    assert film["trials"][0][1]["note"] == "added"
+
+
+def test_minutes_that_were_told_are_the_film_s(tmp_path):
+    film = Follow(by_hand(tmp_path, minutes=5.0)).film()
+    assert (film["unit"], film["is_counted"]) == ("minutes", False)
+    assert film["runs"][0]["spent"] == 10.0
+    assert [t["minutes"] for _, t in film["trials"]] == [0.0, 5.0, 5.0, 0.0]
+
+
+def test_a_study_by_hand_is_followed_without_a_driver_and_anew_with_its_first_minutes(tmp_path):
+    path = by_hand(tmp_path)
+    sent, at_least = [], threading.Condition()
+
+    def send(name, data):
+        with at_least:
+            sent.append((name, data))
+            at_least.notify_all()
+
+    def tell_and_wait(number, minutes, count):
+        with Study(SPACE, "random", path=path) as study:
+            study.tell(number, 1.0, minutes)
+            study.ask()
+        with at_least:
+            assert at_least.wait_for(lambda: len(sent) >= count, timeout=20)
+
+    gone = threading.Event()
+    thread = threading.Thread(target=Follow(path).play, args=({}, send, gone.is_set))
+    thread.start()
+    with at_least:
+        assert at_least.wait_for(lambda: sent, timeout=20)
+    tell_and_wait(3, 0.0, 2)
+    tell_and_wait(4, 2.0, 3)
+    gone.set()
+    thread.join(timeout=20)
+    assert [name for name, _ in sent] == ["film", "more", "film"]
+    assert [t["number"] for _, t in sent[1][1]["trials"]] == [3, 4]
+    assert [film["is_counted"] for _, film in sent[::2]] == [True, False]
+
+
+def test_what_a_model_believes_of_a_study_by_hand(tmp_path):
+    with Study(SPACE, "bayes", path=tmp_path / "study.sqlite", mode="min") as study:
+        for _ in range(6):
+            trial = study.ask()
+            study.tell(trial.number, (trial.config["x"] - 0.25) ** 2)
+        proposed = study.ask()
+    query = {"run": "1", "at": "6", "x": "x", "y": "x"}
+    found = Follow(tmp_path).belief(query)
+    assert found["trials"] == 6
+    assert found["next"] == proposed.config
+    assert found["mean"][0].index(max(found["mean"][0])) < 16  # of losses, negated
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

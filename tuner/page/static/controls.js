@@ -179,7 +179,7 @@ const Controls = (() => {
 
     draw() {
       const length = Film.length(this.film);
-      const words = `minute ${this.minute.toFixed(1)} of ${Film.plain(length)}`;
+      const words = `${Film.moment(this.film, this.minute)} of ${Film.plain(length)}`;
       const bar = byId("scrub");
       byId("play").textContent = this.isPlaying ? "Pause" : "Play";
       byId("live").hidden = this.film.mode !== "live" || Film.isComplete(this.film);

@@ -308,7 +308,7 @@ const Figures = (() => {
    */
   function chart({ film, groups, minute, top, theme }) {
     const data = groups.flatMap((group) =>
-      group.entries.length > 1 ? medianTraces(group, minute) : lineTraces(group, minute),
+      group.entries.length > 1 ? medianTraces(group, minute, film) : lineTraces(group, minute, film),
     );
     const axis = { fixedrange: true, gridcolor: theme.line, zeroline: false, tickfont: axisFont(theme) };
     const range = scoreAxis(film, groups, top);
@@ -316,9 +316,13 @@ const Figures = (() => {
     const layout = {
       margin: { l: 58, r: roomFor(groups), t: 12, b: 46 },
       xaxis: { ...axis, title: title(film.unit), range: [0, Film.length(film)] },
-      yaxis: { ...axis, title: title(film.score_name), range },
+      yaxis: {
+        ...axis,
+        title: title(film.score_name),
+        range: range.map((score) => film.sign * score).sort((a, b) => a - b),
+      },
       shapes: top === null ? [] : [levelLine(top, theme)],
-      annotations: [...(top === null ? [] : [levelNote(top, theme)]), ...names(groups, minute, range, theme)],
+      annotations: [...(top === null ? [] : [levelNote(top, theme)]), ...names(groups, minute, range, film, theme)],
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: theme.font, color: theme.ink, size: 12 },
@@ -338,49 +342,56 @@ const Figures = (() => {
     if (all.length === 0) return [0, 1];
     const high = all.concat(top ?? []).reduce((a, b) => Math.max(a, b));
     const starts = lines.map((line) => Film.valueAt(line, early)).filter((s) => s !== null);
-    const low = Math.min(high - 0.02, ...(starts.length > 0 ? starts : all));
+    const gap = 2 * film.least_gap || 1e-6 * Math.abs(high) || 1;
+    // Of few experiments, each a person's work, most are worth being seen.
+    const told = groups.flatMap(({ entries }) => Film.lastScores(entries));
+    const most = film.is_by_hand ? [Film.interestingRange(told, 0).low] : [];
+    const low = Math.min(high - gap, ...(starts.length > 0 ? starts : all), ...most);
     const room = 0.08 * (high - low);
     return [low - room, high + room];
   }
 
-  function lineTraces({ name, entries: [entry], colour }, minute) {
+  function lineTraces({ name, entries: [entry], colour }, minute, film) {
     const { run, trials } = entry;
     const known = Film.cut(entry.line, Math.min(minute, run.spent));
     const ended = Film.lookAt(entry, minute).probes.filter((p) => p.isOver && p.score !== null);
     const line = {
-      ...curve(known.map(([at]) => at), known.map(([, score]) => score)),
+      ...curve(known.map(([at]) => at), known.map(([, score]) => Film.told(film, score))),
       line: { color: colour, width: 2.6, shape: "hv" },
-      hovertemplate: `${escape(name)} %{y:.3f} at minute %{x:.1f}<extra></extra>`,
+      hovertemplate: `${escape(name)} %{y:.4~g} at ${momentHere(film)}<extra></extra>`,
     };
     const points = {
       type: "scatter",
       mode: "markers",
       x: ended.map((probe) => probe.trial.ended),
-      y: ended.map((probe) => probe.score),
+      y: ended.map((probe) => Film.told(film, probe.score)),
       customdata: ended.map((probe) => probe.trial.number),
       marker: { color: colour, size: trials.length > 150 ? 3 : 5, opacity: 0.45 },
-      hovertemplate: `${escape(name)} trial %{customdata}: %{y:.3f}<extra></extra>`,
+      hovertemplate: `${escape(name)} trial %{customdata}: %{y:.4~g}<extra></extra>`,
     };
     return [points, line];
   }
 
-  function medianTraces({ name, entries, colour }, minute) {
+  const momentHere = (film) => (film.is_counted ? "experiment %{x:.0f}" : "minute %{x:.1f}");
+
+  function medianTraces({ name, entries, colour }, minute, film) {
     const rows = Film.spread(entries, Math.min(minute, Math.max(...entries.map(({ run }) => run.spent))));
     const minutes = rows.map(([at]) => at);
+    const scores = (quartile) => rows.map((row) => Film.told(film, row[quartile]));
     const edge = { color: colour, width: 0, shape: "hv" };
     return [
-      { ...curve(minutes, rows.map((row) => row[1])), line: edge, hoverinfo: "skip" },
+      { ...curve(minutes, scores(1)), line: edge, hoverinfo: "skip" },
       {
-        ...curve(minutes, rows.map((row) => row[3])),
+        ...curve(minutes, scores(3)),
         line: edge,
         fill: "tonexty",
         fillcolor: `${colour}33`,
         hoverinfo: "skip",
       },
       {
-        ...curve(minutes, rows.map((row) => row[2])),
+        ...curve(minutes, scores(2)),
         line: { color: colour, width: 2.6, shape: "hv" },
-        hovertemplate: `${escape(name)}, median %{y:.3f} at minute %{x:.1f}<extra></extra>`,
+        hovertemplate: `${escape(name)}, median %{y:.4~g} at ${momentHere(film)}<extra></extra>`,
       },
     ];
   }
@@ -389,7 +400,7 @@ const Figures = (() => {
   const roomFor = (groups) => Math.max(72, ...groups.map(({ name }) => 10 + 7 * name.length));
 
   /** The searchers' names at the ends of their lines, moved apart where those meet. */
-  function names(groups, minute, [low, high], theme) {
+  function names(groups, minute, [low, high], film, theme) {
     const gap = 0.065 * (high - low);
     const ends = groups.flatMap(({ name, entries }) => {
       const scores = entries.map(({ line }) => Film.valueAt(line, minute)).filter((s) => s !== null);
@@ -400,7 +411,7 @@ const Figures = (() => {
       if (i > 0) end.y = Math.min(end.y, ends[i - 1].y - gap);
     });
     return ends.map(({ name, y }) => ({
-      x: minute, y, text: escape(name), showarrow: false, xanchor: "left", xshift: 4,
+      x: minute, y: Film.told(film, y), text: escape(name), showarrow: false, xanchor: "left", xshift: 4,
       font: { color: theme.ink, size: 12 },
     }));
   }

@@ -12,6 +12,11 @@ const Film = (() => {
     INTERRUPTED: "interrupted",
     FAILED: "failed",
   };
+  const BY_HAND_WORDS = {
+    RUNNING: "waits for its result",
+    COMPLETED: "done",
+    INFEASIBLE: "infeasible",
+  };
 
   // --- the film ---------------------------------------------------------------------------------
 
@@ -50,7 +55,8 @@ const Film = (() => {
   const seeds = (film) => unique(film.runs.map((run) => run.seed)).sort((a, b) => a - b);
   const isComplete = (film) =>
     film.mode === "finished" || (film.runs.length > 0 && film.runs.every((run) => run.finished));
-  const length = (film) => Math.max(film.budget, ...film.runs.map((run) => run.spent));
+  /** In minutes, or in experiments; never 0, so that there is an axis before anything is spent. */
+  const length = (film) => Math.max(film.budget, ...film.runs.map((run) => run.spent)) || 1;
 
   /** The minute up to which the film may be played. */
   function horizon(film) {
@@ -174,14 +180,17 @@ const Film = (() => {
     return sorted[below] + (sorted[above] - sorted[below]) * (place - below);
   }
 
-  /** From where to where scores are worth telling apart: what failed to learn is all one colour. */
-  function interestingRange(scores) {
+  /**
+   * From where to where scores are worth telling apart: what failed to learn is all one colour, and
+   * so are scores that differ by less than `least`.
+   */
+  function interestingRange(scores, least) {
     const known = scores.filter((score) => Number.isFinite(score));
     if (known.length === 0) return { low: 0, high: 1, isClipped: false };
     const high = known.reduce((a, b) => Math.max(a, b));
-    const least = known.reduce((a, b) => Math.min(a, b));
-    const low = Math.min(quantile(known, 0.2), high - 0.01);
-    return { low, high, isClipped: least < low };
+    const lowest = known.reduce((a, b) => Math.min(a, b));
+    const low = Math.min(quantile(known, 0.2), high - (least || 1e-6 * Math.abs(high) || 1));
+    return { low, high, isClipped: lowest < low };
   }
 
   const lastScores = (entries) =>
@@ -225,7 +234,21 @@ const Film = (() => {
 
   // --- words ------------------------------------------------------------------------------------
 
-  const scoreText = (score) => (score === null ? "—" : score.toFixed(3));
+  /** A score as the user knows it: within the film a higher one is always better. */
+  const told = (film, score) => (score === null ? null : film.sign * score);
+
+  function scoreText(score) {
+    if (score === null) return "—";
+    return score === 0 || Math.abs(score) >= 0.01 ? score.toFixed(3) : score.toPrecision(3);
+  }
+
+  const toldText = (film, score) => scoreText(told(film, score));
+  const stateText = (film, state) =>
+    (film.is_by_hand ? BY_HAND_WORDS[state] : undefined) ?? STATE_WORDS[state];
+
+  /** So many minutes or experiments; and the moment at which so many are spent. */
+  const amount = (film, spent) => (film.is_counted ? String(Math.floor(spent + 1e-9)) : spent.toFixed(1));
+  const moment = (film, spent) => `${film.is_counted ? "experiment" : "minute"} ${amount(film, spent)}`;
   const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
   /** A duration without needless decimals: 60, 0.5, 12.25. */
   const plain = (number) => String(Number(number.toFixed(2)));
@@ -246,19 +269,20 @@ const Film = (() => {
   /** The picture in one sentence. */
   function summary(film, looks, minute) {
     const scored = looks.filter((look) => look.incumbent !== null);
-    const when = `At minute ${minute.toFixed(1)} of ${plain(length(film))}`;
+    const when = `At ${moment(film, minute)} of ${plain(length(film))}`;
     if (scored.length === 0) return `${when} no searcher has a score yet.`;
     scored.sort((a, b) => b.incumbent.score - a.incumbent.score);
     const [leader, ...others] = scored.map(
-      ({ run, incumbent }) => `${run.searcher} (${scoreText(incumbent.score)})`,
+      ({ run, incumbent }) => `${run.searcher} (${toldText(film, incumbent.score)})`,
     );
     const behind = others.length > 0 ? `, before ${others.join(", ")}` : "";
     return `${when} the best ${film.score_name} is that of ${leader}${behind}.`;
   }
 
   return {
-    STATE_WORDS, open, upsert, searchers, seeds, isComplete, length, horizon, nextEvent, lookAt,
+    open, upsert, searchers, seeds, isComplete, length, horizon, nextEvent, lookAt,
     cut, valueAt, spread, quantile, interestingRange, lastScores, expectedImprovement, argmax,
-    scoreText, valueText, configText, heldText, plural, plain, summary,
+    told, scoreText, toldText, stateText, amount, moment, valueText, configText, heldText, plural,
+    plain, summary,
   };
 })();

@@ -48,7 +48,7 @@ const Outcome = (() => {
         span("name", group.name),
         // A median over the seeds that have begun would be another quantity than the chart's.
         span("score", scores.length === group.entries.length
-          ? Film.scoreText(Film.quantile(scores, 0.5))
+          ? Film.toldText(film, Film.quantile(scores, 0.5))
           : `${scores.length} of ${group.entries.length} begun`),
       );
       return item;
@@ -62,8 +62,8 @@ const Outcome = (() => {
     return element;
   }
 
-  function drawVerdict({ film, isOver }) {
-    const verdict = isOver ? film.verdict : { text: "The race is still running.", pairs: [] };
+  function drawVerdict({ film, looks, isOver }) {
+    const verdict = isOver ? film.verdict : { text: pendingText(film, looks), pairs: [] };
     const headline = verdict?.headline ?? verdict?.text ?? "";
     setText(byId("verdict"), headline);
     byId("verdict").classList.toggle("pending", !isOver);
@@ -71,6 +71,13 @@ const Outcome = (() => {
     list("standings", verdict?.standings ?? []);
     const caveat = verdict?.caveat ? `, ${verdict.caveat}` : "";
     setText(byId("measure"), verdict?.measure ? `Compared by ${verdict.measure}${caveat}.` : "");
+  }
+
+  function pendingText(film, looks) {
+    if (!film.is_by_hand) return "The race is still running.";
+    const waiting = looks.flatMap(({ probes }) => probes).filter((probe) => probe.state === "RUNNING");
+    const text = Film.plural(waiting.length, "experiment");
+    return `Waiting for the results of ${text}. What is told appears here.`;
   }
 
   function list(id, lines) {
@@ -95,9 +102,9 @@ const Outcome = (() => {
     element.append(name);
     const cells = [
       probes.length,
-      Film.scoreText(incumbent?.score ?? null),
+      Film.toldText(film, incumbent?.score ?? null),
       incumbent === null ? "—" : Film.configText(film.knobs, incumbent.trial.config),
-      spent.total.toFixed(1),
+      Film.amount(film, spent.total),
       isOver ? finalText(run, film.landscape) : "—",
     ];
     for (const text of cells) element.insertCell().textContent = text;
@@ -121,13 +128,14 @@ const Outcome = (() => {
     setText(byId("status"), "");
   }
 
-  function announceNews({ looks, minute, isOver }) {
+  function announceNews({ film, looks, minute, isOver }) {
     const scored = looks.filter(({ incumbent }) => incumbent !== null);
     const [leader] = scored.sort((a, b) => b.incumbent.score - a.incumbent.score);
     const best = leader?.incumbent.score ?? -Infinity;
     // Less than that is not seen in the scores as they are written.
     if (best > news.best + 5e-4) {
-      announce(`New best: ${leader.run.searcher}, ${Film.scoreText(best)} at minute ${minute.toFixed(1)}.`);
+      const score = Film.toldText(film, best);
+      announce(`New best: ${leader.run.searcher}, ${score} at ${Film.moment(film, minute)}.`);
     }
     if (isOver && !news.isOver) announce("The race is over: all budgets are spent.");
     Object.assign(news, { best, isOver });

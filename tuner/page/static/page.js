@@ -114,7 +114,7 @@
     refresh();
     if (isAgain) return;
     page.player.cue(film);
-    if (page.player.isFollowing) Outcome.announce("Following the race as it runs.");
+    if (page.player.isFollowing) Outcome.announce(film.is_by_hand ? "Following what is told." : "Following the race as it runs.");
     else if (!page.player.isAtEnd) Outcome.announce("The race starts.");
   }
 
@@ -134,7 +134,18 @@
     byId("race-badge").textContent = landscape?.badge ?? film.badge;
     byId("reveal-control").hidden = landscape === null;
     byId("no-landscape").hidden = landscape !== null;
-    setTagline(Film.searchers(film).length);
+    if (film.is_by_hand) showByHand(film);
+    else setTagline(Film.searchers(film).length);
+  }
+
+  /** Other words where people do the trials, and nothing was set to be spent. */
+  function showByHand(film) {
+    byId("tagline").textContent = "Every trial is a person's work. Watch where to look next.";
+    byId("no-landscape").hidden = true;
+    byId("legend-running").textContent = "waits for its result";
+    byId("legend-broken").textContent = "infeasible or failed";
+    for (const swatch of document.querySelectorAll(".swatch")) swatch.parentElement.hidden = true;
+    byId("facts-spent").textContent = film.is_counted ? "Experiments" : "Minutes spent";
   }
 
   function setTagline(count) {

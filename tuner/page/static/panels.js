@@ -56,12 +56,12 @@ const Panels = (() => {
       return true;
     }
 
-    updateWords({ look, probes }) {
+    updateWords({ look, probes, film }) {
       const { incumbent } = look;
       const count = Film.plural(probes.length, "trial");
       this.element.dataset.trials = probes.length;
       this.find(".count").textContent = count;
-      this.find(".best").textContent = incumbent && `best ${Film.scoreText(incumbent.score)}`;
+      this.find(".best").textContent = incumbent && `best ${Film.toldText(film, incumbent.score)}`;
       this.focus.setAttribute(
         "aria-label",
         `${look.run.searcher}: ${count}. Left and right arrow keys go through them.`,
@@ -70,7 +70,9 @@ const Panels = (() => {
 
     updateBar({ look, film }) {
       const { total, training, searching, lost } = look.spent;
-      const spent = `${total.toFixed(1)} of ${Film.plain(film.budget)} ${film.unit}`;
+      const limit = film.budget > 0 ? ` of ${Film.plain(film.budget)}` : "";
+      const spent = `${Film.amount(film, total)}${limit} ${film.unit}`;
+      this.bar.hidden = film.budget === 0;
       const percent = Math.min(100, (100 * total) / film.budget);
       this.find(".spent").textContent = spent;
       this.bar.setAttribute("aria-valuenow", percent.toFixed(1));
@@ -151,7 +153,7 @@ const Panels = (() => {
       panel.find(".method").replaceWith(element);
     }
 
-    update({ view, exploration }, belief, base) {
+    update({ view, exploration }, belief, base, film) {
       this.find(".details").hidden = view === "landscape";
       if (view === "landscape") return;
       this.find(".exploration output").textContent = exploration.toFixed(3);
@@ -159,8 +161,9 @@ const Panels = (() => {
       this.find(".meaning").textContent = meaning(view, exploration, belief);
       if (base === null) return;
       this.find(".ramp").className = `ramp ${view === "mean" ? "viridis" : "cividis"}`;
-      this.find(".low").textContent = valueLabel(base.low);
-      this.find(".high").textContent = valueLabel(base.high);
+      const sign = view === "mean" ? film.sign : 1;
+      this.find(".low").textContent = valueLabel(sign * base.low);
+      this.find(".high").textContent = valueLabel(sign * base.high);
     }
   }
 
@@ -244,13 +247,13 @@ const Panels = (() => {
     const { trial, state, score, epoch, seen } = probe;
     const title = make("p", `${look.run.searcher}, trial ${trial.number}`, "title");
     const remark = [probe.isOver ? trial.reason : "", trial.note].filter(Boolean).join("; ");
-    const words = make("p", Film.STATE_WORDS[state] + (remark ? ` (${remark})` : ""), "state");
+    const words = make("p", Film.stateText(film, state) + (remark ? ` (${remark})` : ""), "state");
     const minutes = probe.isOver ? trial.minutes : (seen.at(-1)?.[2] ?? trial.started) - trial.started;
     const facts = [
       ...film.knobs.map((knob, i) => [knob.name, Film.valueText(trial.config[i])]),
-      [film.score_name, Film.scoreText(score)],
-      ["epochs", `${epoch} of ${film.epochs}`],
-      ["minutes", minutes.toFixed(2)],
+      [film.score_name, Film.toldText(film, score)],
+      ...(film.epochs === null ? [] : [["epochs", `${epoch} of ${film.epochs}`]]),
+      ...(film.is_counted ? [] : [["minutes", minutes.toFixed(2)]]),
     ];
     const list = make("dl");
     for (const [name, value] of facts) list.append(make("dt", name), make("dd", value));
@@ -272,13 +275,14 @@ const Panels = (() => {
     const x = (epoch) => left + ((width - left - 6) * (epoch - 1)) / Math.max(1, film.epochs - 1);
     const y = (score) => top + (height - top - bottom) * (1 - (score - low) / Math.max(1e-9, high - low));
     const points = seen.map(([epoch, score]) => `${x(epoch).toFixed(1)},${y(score).toFixed(1)}`);
-    const label = `learning curve, from ${Film.scoreText(scores[0])} to ${Film.scoreText(scores.at(-1))}`;
+    const text = (score) => Film.told(film, score).toFixed(2);
+    const label = `learning curve, from ${Film.toldText(film, scores[0])} to ${Film.toldText(film, scores.at(-1))}`;
     const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
     svg.append(
       draw("path", { d: `M${left} ${top}V${height - bottom}H${width - 6}`, class: "axes" }),
       draw("polyline", { points: points.join(" "), class: "curve" }),
-      draw("text", { x: left - 4, y: y(high) + 4, "text-anchor": "end" }, high.toFixed(2)),
-      draw("text", { x: left - 4, y: y(low) + 1, "text-anchor": "end" }, low.toFixed(2)),
+      draw("text", { x: left - 4, y: y(high) + 4, "text-anchor": "end" }, text(high)),
+      draw("text", { x: left - 4, y: y(low) + 1, "text-anchor": "end" }, text(low)),
       draw("text", { x: width - 6, y: height - 4, "text-anchor": "end" }, `epoch ${film.epochs}`),
     );
     return svg;

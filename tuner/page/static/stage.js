@@ -25,7 +25,9 @@ const Stage = (() => {
     const { film, maps, looks, isRevealed } = view;
     const surface = view.y === null ? null : maps.surface(view.x, view.y);
     const isKnown = surface?.z !== undefined;
-    const scores = Film.interestingRange(isKnown ? surface.z.flat() : Film.lastScores(view.entries));
+    const scores = Film.interestingRange(
+      isKnown ? surface.z.flat() : Film.lastScores(view.entries), film.least_gap,
+    );
     const landscape = isKnown && isRevealed ? landscapeGround(film, surface, scores) : BARE;
     const axes = axesOf(view, scores);
     drawPanels(looks.map((look) => {
@@ -33,7 +35,7 @@ const Stage = (() => {
       const { probes, incumbent } = look;
       return { film, look, probes, incumbent, scores, theme: view.theme, ...axes, ...ground };
     }), view.onChange);
-    drawScale(scores, film.score_name);
+    drawScale(scores, film);
     byId("optimum-legend").hidden = landscape.marks.length === 0;
     byId("held").hidden = !isKnown || Object.keys(surface.held).length === 0;
     byId("held").textContent = isKnown ? `others held at ${Film.heldText(surface.held)}` : "";
@@ -84,8 +86,9 @@ const Stage = (() => {
     }
     // With a single knob the other axis is the score; what has none lies at the bottom.
     const { low, high } = scores;
-    const height = ({ score }) => Math.max(low, score ?? low);
-    const y = { name: film.score_name, type: "float", log: false, low, high };
+    const height = ({ score }) => Film.told(film, Math.max(low, score ?? low));
+    const [from, to] = film.sign > 0 ? [low, high] : [-high, -low];
+    const y = { name: film.score_name, type: "float", log: false, low: from, high: to };
     return { x: film.knobs[i], y, place: (probe) => [value(probe), height(probe)] };
   }
 
@@ -94,13 +97,13 @@ const Stage = (() => {
   function groundOf(look, view, landscape, scores) {
     if (look.run.searcher !== BELIEVER || beliefControls === null) return landscape;
     if (belief.view === "landscape") {
-      beliefControls.update(belief, null, null);
+      beliefControls.update(belief, null, null, view.film);
       return landscape;
     }
     const lastEnd = Math.max(0, ...look.probes.filter((p) => p.isOver).map((p) => p.trial.ended));
     const answer = view.maps.belief(look.run.id, lastEnd, view.x, view.y);
     const ground = answer?.mean === undefined ? BARE : beliefGround(answer, view, scores);
-    beliefControls.update(belief, answer, ground.base);
+    beliefControls.update(belief, answer, ground.base, view.film);
     return ground;
   }
 
@@ -148,9 +151,11 @@ const Stage = (() => {
     ]);
   }
 
-  function drawScale({ low, high, isClipped }, scoreName) {
-    byId("scale-low").textContent = `${scoreName} ${isClipped ? "≤ " : ""}${Film.scoreText(low)}`;
-    byId("scale-high").textContent = Film.scoreText(high);
+  function drawScale({ low, high, isClipped }, film) {
+    const beyond = film.sign > 0 ? "≤ " : "≥ ";
+    byId("scale-low").textContent =
+      `${film.score_name} ${isClipped ? beyond : ""}${Film.toldText(film, low)}`;
+    byId("scale-high").textContent = Film.toldText(film, high);
   }
 
   return { draw };
