@@ -1,11 +1,13 @@
-"""Cells of a sheet: the values of knobs as people and spreadsheets write them."""
+"""The values of knobs as people read them, and as people and spreadsheets write them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tuner.escape import in_csv, visible
-from tuner.space import Choice, Domain, Float, Int, Value
+from tuner.space import Choice, Domain, Float, Int, SearchSpace, Value
+from tuner.trial import Trial
 
 
 def shown(value: Value, domain: Domain) -> str:
@@ -17,6 +19,20 @@ def shown(value: Value, domain: Domain) -> str:
     size = math.floor(math.log10(domain.high - domain.low))
     decimals = 3 - size
     return f"{value:.{decimals}f}" if 0 <= decimals <= 6 else f"{value:.6g}"
+
+
+def in_columns(space: SearchSpace, trials: Sequence[Trial]) -> list[str]:
+    """Experiments as the lines of a table: number and knobs, numbers to the right."""
+    rows = [
+        [str(t.number), *(shown(t.config[name], domain) for name, domain in space.items())]
+        for t in trials
+    ]
+    table = [["trial", *(visible(name, 40) for name in space)], *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in table
+    ]
 
 
 def parse(name: str, domain: Domain, text: str) -> Value:

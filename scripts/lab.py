@@ -53,7 +53,7 @@ def ask(
     """Ask for experiments: different ones, chosen with all that still wait in mind."""
     from scripts.errors import plain_errors
     from scripts.lab_study import Wishes, ask_for, open_study
-    from scripts.sheets import blank_sheet
+    from scripts.sheets import result_columns
 
     with plain_errors("tune ask"):
         if not 1 <= q <= _MOST_AT_ONCE:
@@ -61,7 +61,7 @@ def ask(
         _check_new(sheet)
         with open_study(study, Wishes(space, searcher, seed, mode)) as opened:
             if sheet is not None:
-                blank_sheet(opened.space, ())  # refused before anything is asked
+                result_columns(opened.space)  # refused before anything is asked
             before = len(opened.history.running)
             asked = ask_for(opened, q)
             _show_experiments(opened.space, asked, as_json, sheet)
@@ -197,7 +197,8 @@ def _check_new(sheet: Path | None) -> None:
 def _show_experiments(space, trials, as_json: bool, sheet: Path | None) -> None:  # type: ignore[no-untyped-def]
     import json
 
-    from scripts.sheets import blank_sheet, in_columns
+    from scripts.cells import in_columns
+    from scripts.sheets import blank_sheet
     from tuner.escape import in_json
     from tuner.files import write_atomically
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts.sheets import (
-    RESULT_COLUMNS,
     Measurement,
     read_measurements,
     read_results,
     read_sheet,
+    result_columns,
 )
 from tuner.confirm import chosen
 from tuner.entry import make_entry
@@ -132,7 +132,7 @@ def tell_sheet(study: Study, path: Path) -> list[str]:
     told = Counter(result.state for result in results)
     kinds = ", ".join(f"{count} {_WORDS[state]}" for state, count in told.items())
     lines = [f"{len(results)} told{f' ({kinds})' if kinds else ''}; {_still(study)}"]
-    return lines + _unread(sheet.unread({"trial", *RESULT_COLUMNS, *study.space}))
+    return lines + _unread(sheet.unread({"trial", *result_columns(study.space), *study.space}))
 
 
 def import_sheet(study: Path, wishes: Wishes, path: Path, score: str) -> list[str]:

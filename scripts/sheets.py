@@ -26,7 +26,7 @@ _STATES = {
     state.name.lower(): state
     for state in (TrialState.COMPLETED, TrialState.FAILED, TrialState.INFEASIBLE)
 }
-RESULT_COLUMNS = ("score", "state", "reason", "minutes")
+_RESULT_COLUMNS = ("score", "state", "reason", "minutes")
 
 
 @dataclass(frozen=True)
@@ -69,28 +69,14 @@ def blank_sheet(space: SearchSpace, trials: Sequence[Trial]) -> str:
 
     Raises ValueError where a knob has the name of one of those columns.
     """
-    _check_names(space)
+    told = result_columns(space)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["trial", *map(in_csv, space), *RESULT_COLUMNS])
+    writer.writerow(["trial", *map(in_csv, space), *told])
     for trial in trials:
         knobs = [in_csv(trial.config[name]) for name in space]
-        writer.writerow([trial.number, *knobs, *("" for _ in RESULT_COLUMNS)])
+        writer.writerow([trial.number, *knobs, *("" for _ in told)])
     return text.getvalue()
-
-
-def in_columns(space: SearchSpace, trials: Sequence[Trial]) -> list[str]:
-    """Experiments as the lines of a table: number and knobs, numbers to the right."""
-    rows = [
-        [str(t.number), *(shown(t.config[name], domain) for name, domain in space.items())]
-        for t in trials
-    ]
-    table = [["trial", *(visible(name, 40) for name in space)], *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in table
-    ]
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -135,7 +121,7 @@ def read_results(sheet: Sheet, space: SearchSpace, trials: Sequence[Trial]) -> l
 
     Raises ValueError, with the lines, where a row does not fit.
     """
-    _check_names(space)
+    told = result_columns(space)
     found: list[Result] = []
     problems: list[str] = []
     lines: dict[int, int] = {}
@@ -146,7 +132,7 @@ def read_results(sheet: Sheet, space: SearchSpace, trials: Sequence[Trial]) -> l
             if first != line:
                 raise ValueError(f"trial {trial.number} is on line {first} already")
             _check_same(trial.config, space, cells)
-            result = _result(trial.number, cells)
+            result = _result(trial.number, {name: cells.get(name, "") for name in told})
         except ValueError as error:
             problems.append(f"line {line}: {error}")
         else:
@@ -175,12 +161,17 @@ def read_measurements(sheet: Sheet, space: SearchSpace, score: str) -> list[Meas
 # -- parts -----------------------------------------------------------------------------------------
 
 
-def _check_names(space: SearchSpace) -> None:
-    taken = [name for name in ("trial", *RESULT_COLUMNS) if name in space]
+def result_columns(space: SearchSpace) -> list[str]:
+    """The columns of a sheet in which results are told; minutes may be a knob's instead.
+
+    Raises ValueError where a knob has the name of another one.
+    """
+    taken = [name for name in ("trial", *_RESULT_COLUMNS) if name in space and name != "minutes"]
     if taken:
         raise ValueError(
             f"a sheet has a column {taken[0]} of its own, and so it can have no such knob"
         )
+    return [name for name in _RESULT_COLUMNS if name not in space]
 
 
 def _check_columns(path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
@@ -230,8 +221,8 @@ def _check_same(config: Config, space: SearchSpace, cells: Mapping[str, str]) ->
 
 
 def _result(number: int, cells: Mapping[str, str]) -> Result | None:
-    score, word = cells.get("score", ""), cells.get("state", "").lower()
-    reason = unescaped(cells.get("reason", ""))
+    score, word = cells["score"], cells["state"].lower()
+    reason = unescaped(cells["reason"])
     if not score and not word:
         if reason:
             raise ValueError("a reason and no score; say in the column state: failed or infeasible")

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -181,6 +182,19 @@ def test_a_spreadsheet_may_round_and_use_semicolons(study, tmp_path):
     sheet.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     ok("tell", study, "--csv", sheet)
     assert waiting(study) == []
+
+
+def test_a_knob_called_minutes_is_no_cost(tmp_path):
+    space, sheet = tmp_path / "space.toml", tmp_path / "sheet.csv"
+    space.write_text("[minutes]\nlow = 1\nhigh = 99\n")
+    ok("ask", tmp_path / "lab", "--space", space, "--csv", sheet)
+    (row,) = rows_of(sheet)
+    assert list(row) == ["trial", "minutes", "score", "state", "reason"]
+    ok("tell", tmp_path / "lab", "--csv", write_rows(sheet, [row | {"score": 1}]))
+    assert read(tmp_path / "lab", "SELECT COUNT(*) FROM charge") == [(0,)]
+    space.write_text("[score]\nlow = 1\nhigh = 99\n")
+    told = refused("ask", tmp_path / "b", "--space", space, "--csv", tmp_path / "b.csv")
+    assert "it can have no such knob" in told
 
 
 def test_results_from_before_are_imported_and_learnt_from(tmp_path, space):
@@ -434,3 +448,28 @@ def test_an_option_is_read_as_a_spreadsheet_writes_it(text, value):
 def test_an_option_that_may_be_two_is_refused():
     with pytest.raises(ValueError, match="may be any of"):
         parse("x", Choice(("1", 1)), "1")
+
+
+# -- docs/lab.md -----------------------------------------------------------------------------------
+
+
+def test_what_the_page_for_labs_says_can_be_done(tmp_path):
+    text = (ROOT / "docs" / "lab.md").read_text()
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+    shell = "\n".join(code for kind, code in blocks if kind == "sh")
+    for script in ("tune.py", "doctor.py"):
+        shell = shell.replace(
+            f".venv/bin/python scripts/{script}", f"{sys.executable} {ROOT}/scripts/{script}"
+        )
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", shell], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "The best is trial 0: 0.81" in done.stdout
+    (code,) = (code for kind, code in blocks if kind == "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("0.81 ")
+    assert waiting(tmp_path / "runs" / "coupling") == [9]
