@@ -27,7 +27,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def doctor(
     folder: Annotated[
-        Path | None, typer.Argument(help="Of a run, such as runs/NAME. Default: the machine.")
+        Path | None,
+        typer.Argument(
+            help="Of a run, such as runs/NAME, or its .sqlite file. Default: the machine."
+        ),
     ] = None,
     runs: Annotated[
         Path, typer.Option(help="Machine: the folder in which runs are to lie.")

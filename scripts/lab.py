@@ -98,7 +98,7 @@ def tell(
 ) -> None:
     """Tell what an experiment gave, or many at once: all of a sheet, or nothing."""
     from scripts.errors import plain_errors
-    from scripts.lab_study import open_study, tell_sheet
+    from scripts.lab_study import open_study, still, tell_sheet
 
     with plain_errors("tune tell"):
         given = [value for value in (score, failed, infeasible) if value is not None]
@@ -122,7 +122,7 @@ def tell(
                 opened.tell(number, minutes=minutes, state="failed", reason=failed)
             else:
                 opened.tell(number, minutes=minutes, state="infeasible", reason=infeasible or "")
-            print(f"Trial {number} is told; {len(opened.history.running)} still wait.")
+            print(f"Trial {number} is told; {still(opened)}")
             _say_best(opened)
 
 

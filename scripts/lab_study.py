@@ -131,7 +131,7 @@ def tell_sheet(study: Study, path: Path) -> list[str]:
             )
     told = Counter(result.state for result in results)
     kinds = ", ".join(f"{count} {_WORDS[state]}" for state, count in told.items())
-    lines = [f"{len(results)} told{f' ({kinds})' if kinds else ''}; {_still(study)}"]
+    lines = [f"{len(results)} told{f' ({kinds})' if kinds else ''}; {still(study)}"]
     return lines + _unread(sheet.unread({"trial", *result_columns(study.space), *study.space}))
 
 
@@ -155,7 +155,7 @@ def import_sheet(study: Path, wishes: Wishes, path: Path, score: str) -> list[st
         with opened.together():
             _add(opened, measured)
         best = opened.best
-        lines = [f"{len(measured)} results imported; {_still(opened)}"]
+        lines = [f"{len(measured)} results imported; {still(opened)}"]
         if best is not None:
             lines.append(f"The best so far is trial {best.number}: {best.score:.6g}")
     return lines + _unread(sheet.unread({score, *terms.space}))
@@ -236,7 +236,8 @@ def _counts(trials: Sequence[Trial]) -> str:
     return ", ".join([experiments, *parts, f"{waiting} waiting"])
 
 
-def _still(study: Study) -> str:
+def still(study: Study) -> str:
+    """How many wait, in words."""
     waiting = len(study.history.running)
     return f"{waiting} still wait{'s' if waiting == 1 else ''}."
 

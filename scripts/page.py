@@ -29,7 +29,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def main(
     folder: Annotated[
-        Path | None, typer.Argument(help="A run's folder. Without it, races on landscapes.")
+        Path | None,
+        typer.Argument(help="A run's folder, or an .sqlite file. Without it, races on landscapes."),
     ] = None,
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
     with_parent: Annotated[
