@@ -18,6 +18,7 @@ from tuner.scheduler import Scheduler
 from tuner.space import Domain, SearchSpace
 from tuner.stop_rule import check_stop, with_stop
 from tuner.study import Study
+from tuner.warm_start import EarlierStudy
 from tuner.workers.functions import Workers, locate, refuse_while_loading, takes_checkpoint
 from tuner.workers.pool import WorkerPool
 from tuner.workers.runner import WorkerRunner
@@ -37,7 +38,7 @@ def tune(
     mode: str = "max",
     confirm: int = 0,
     stop: str = "never",
-    warm_start: str | Path | Sequence[str | Path] = (),
+    warm_start: str | Path | EarlierStudy | Sequence[str | Path | EarlierStudy] = (),
     on_change: Callable[[], None] = lambda: None,
     device: str | None = None,
     device_count: int | None = None,
@@ -85,8 +86,8 @@ def tune(
             a configuration the same random numbers.
         stop: "auto" ends the search when what its minutes could still find is less than the noise
             of a score; "never" spends them all.
-        warm_start: earlier studies, by their folders or files, whose results are taken over as
-            `Study.add_from` does; they cost nothing.
+        warm_start: earlier studies, by their folders or files or as read from Optuna, whose
+            results are taken over as `Study.add_from` does; they cost nothing.
         on_change: called after each epoch and each new trial.
         device: where worker processes run it: "auto", "cpu", "cuda" (all GPUs) or "cuda:N"; None
             for this process.
@@ -131,7 +132,8 @@ def tune(
         budget_minutes=budget_minutes,
     )
     try:
-        for earlier in [warm_start] if isinstance(warm_start, str | Path) else warm_start:
+        one = (str, Path, EarlierStudy)
+        for earlier in [warm_start] if isinstance(warm_start, one) else warm_start:
             study.add_from(earlier)
         policy = with_confirmations(with_stop(study.policy, stop, study.space, seed), confirm)
         with _running(study, train, workers, path) as (runner, warm_up_ns):

@@ -23,7 +23,7 @@ from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.store import Store
 from tuner.trial import ADDED, Observation, Trial, TrialState
-from tuner.warm_start import read_study, take_over
+from tuner.warm_start import EarlierStudy, Taken, read_study, take_over
 
 SIGNS = {"max": 1.0, "min": -1.0}
 
@@ -212,7 +212,7 @@ class Study:
         self.tell(number, score, minutes)
         return self._outward(self._history[number])
 
-    def add_from(self, path: str | Path) -> tuple[Trial, ...]:
+    def add_from(self, earlier: str | Path | EarlierStudy) -> tuple[Trial, ...]:
         """Take over what an earlier study found, and return those trials; they cost nothing.
 
         What fits into the space is taken, of all its runs: `tuner.warm_start` has the rules. Each
@@ -220,28 +220,40 @@ class Study:
         may be one of them. A study is taken over once: the next time nothing happens.
 
         Args:
-            path: a folder with a `study.sqlite`, or the file itself; it may be in use.
+            earlier: a folder with a `study.sqlite`, or the file itself, which may be in use; or
+                what `tuner.integrations.optuna.read_study` returns.
 
         Raises:
             ValueError: no study there, this one itself, one that maximises where this minimises,
                 or nothing in it that fits; and which knob or range is off.
         """
-        earlier = read_study(Path(path))
-        if self._store is not None and self._store.path.samefile(earlier.path):
-            raise ValueError(f"{earlier.path} is this study itself, which knows its own results")
+        if not isinstance(earlier, EarlierStudy):
+            earlier = read_study(Path(earlier))
+            if self._store is not None and self._store.path.samefile(earlier.path):
+                raise ValueError(
+                    f"{earlier.path} is this study itself, which knows its own results"
+                )
+        return tuple(self._outward(t) for t in self.take_over(earlier).trials)
+
+    def take_over(self, earlier: EarlierStudy) -> Taken:
+        """As `add_from`, and also how many were left out and why.
+
+        The trials that it returns have scores as the searcher maximises them. Raises ValueError as
+        `add_from` does.
+        """
         if (earlier.mode == "min") != (self.sign < 0):
             raise ValueError(
                 f"{earlier.path} has mode={earlier.mode!r}: its scores are not of this study's kind"
             )
         known = {t.source for t in self._history}
         if earlier.name in known:
-            return ()
+            return Taken(earlier.name, (), {})
         first, length = len(self._history), self._history.max_epochs
         (taken,) = take_over([earlier], self.space, length, first=first, known=known)
         for trial in taken.trials:
             self._history.adopt(trial)
         self._recorder.commit()
-        return tuple(self._outward(t) for t in taken.trials)
+        return taken
 
     # -- reading -----------------------------------------------------------------------------------
 
