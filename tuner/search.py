@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from tuner.callbacks import Callback, calling
 from tuner.confirm import with_confirmations
 from tuner.entry import ETA
 from tuner.fidelity import FullFidelity
@@ -40,6 +41,7 @@ def tune(
     stop: str = "never",
     warm_start: str | Path | EarlierStudy | Sequence[str | Path | EarlierStudy] = (),
     on_change: Callable[[], None] = lambda: None,
+    callbacks: Sequence[Callback] = (),
     device: str | None = None,
     device_count: int | None = None,
     slots: int = 1,
@@ -89,6 +91,8 @@ def tune(
         warm_start: earlier studies, by their folders or files or as read from Optuna, whose
             results are taken over as `Study.add_from` does; they cost nothing.
         on_change: called after each epoch and each new trial.
+        callbacks: each called with the study as often, and once at the end; see
+            `tuner.callbacks`. Those of `tuner.integrations` log the trials elsewhere.
         device: where worker processes run it: "auto", "cpu", "cuda" (all GPUs) or "cuda:N"; None
             for this process.
         device_count: use so many of those; None for all.
@@ -136,8 +140,11 @@ def tune(
         for earlier in [warm_start] if isinstance(warm_start, one) else warm_start:
             study.add_from(earlier)
         policy = with_confirmations(with_stop(study.policy, stop, study.space, seed), confirm)
-        with _running(study, train, workers, path) as (runner, warm_up_ns):
-            scheduler = study.scheduler(runner, policy, on_change)
+        with (
+            _running(study, train, workers, path) as (runner, warm_up_ns),
+            calling(callbacks, study, on_change) as changed,
+        ):
+            scheduler = study.scheduler(runner, policy, changed)
             scheduler.pay_warm_up(warm_up_ns)
             with _gently(scheduler) if workers else nullcontext():
                 scheduler.run()

@@ -66,7 +66,7 @@ class Study:
     ) -> None:
         self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
         self.sign = pick(mode, SIGNS, "mode")
-        self.seed = seed
+        self.entry, self.seed = searcher, seed
         self.searcher, self.policy = make_entry(
             searcher, self.space, seed, epochs=max_epochs, min_epochs=min_epochs, eta=eta
         )
@@ -266,6 +266,10 @@ class Study:
     def trials(self) -> tuple[Trial, ...]:
         """All trials, with scores as they were told."""
         return tuple(self._outward(t) for t in self._history)
+
+    def trial(self, number: int) -> Trial:
+        """One of them."""
+        return self._outward(self._history[number])
 
     @property
     def best(self) -> Trial | None:
