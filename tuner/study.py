@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tuner.budget import Budget, Kind, to_minutes, to_ns
 from tuner.confirm import Expected, chosen, expected_score
 from tuner.entry import ETA, make_entry
-from tuner.escape import in_csv
 from tuner.fidelity import UNLIMITED, FidelityPolicy, FullFidelity
 from tuner.history import History, HistoryView
 from tuner.naming import pick
@@ -22,8 +21,12 @@ from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.store import Store
+from tuner.tables import to_frame, write_csv
 from tuner.trial import ADDED, Observation, Trial, TrialState
 from tuner.warm_start import EarlierStudy, Taken, read_study, take_over
+
+if TYPE_CHECKING:
+    import pandas
 
 SIGNS = {"max": 1.0, "min": -1.0}
 
@@ -293,24 +296,22 @@ class Study:
 
     def to_csv(self, path: str | Path) -> None:
         """Write a row per trial: number, state, epochs, score, minutes, knobs, reason."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            names = map(in_csv, self.space)
-            writer.writerow(["trial", "state", "epochs", "score", "minutes", *names, "reason"])
-            for t in self.trials:
-                minutes = to_minutes(t.paid_ns)
-                knobs = [t.config[name] for name in self.space]
-                writer.writerow(
-                    [
-                        t.number,
-                        t.state.name,
-                        t.epoch,
-                        t.score,
-                        minutes,
-                        *map(in_csv, knobs),
-                        in_csv(t.remark),
-                    ]
-                )
+        write_csv(Path(path), self.trials, list(self.space))
+
+    def to_frame(self, *, epochs: bool = False) -> pandas.DataFrame:
+        """The same as a frame of pandas', or with `epochs` a row an epoch.
+
+        Raises ValueError where pandas is not installed.
+        """
+        return to_frame(self.trials, list(self.space), epochs=epochs)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from tuner.notebook import study_html  # and what that needs, when somebody looks
+        from tuner.report import best_so_far
+
+        line = [(to_minutes(ns), self.sign * score) for ns, score in best_so_far(self.history)]
+        return study_html(self.entry, self.trials, self.best, self.minutes_spent, line)
 
     def close(self) -> None:
         """Let go of the file, where there is one. Reading goes on; `ask` and `tell` do not."""

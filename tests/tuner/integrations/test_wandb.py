@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 
@@ -44,8 +45,19 @@ def named(items):
     return {(i.nested_key or [i.key])[0]: json.loads(i.value_json) for i in items}
 
 
+def wait_for_the_end(folder):
+    """wandb's own process may still be writing when `finish` has returned."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        paths = list(folder.rglob("*.wandb"))
+        if all(any(r.HasField("exit") for r in records(path)) for path in paths):
+            return
+        time.sleep(0.1)
+
+
 def runs_in(folder):
     """By the run's name: its configuration, its history, its summary, its exit code."""
+    wait_for_the_end(folder)
     found = {}
     for path in folder.rglob("*.wandb"):
         name, history, summary, code, config = "", [], {}, None, {}
@@ -76,7 +88,8 @@ def test_a_search_is_all_there(tmp_path):
     found = runs_in(tmp_path)
     assert len(found) == 3
     for trial in study.trials:
-        config, history, summary, code = found[f"random-0/trial-{trial.number:05d}"]
+        name = f"random-0/trial-{trial.number:05d}"
+        config, history, summary, code = found[name]
         act = trial.config["act"]
         assert config["x"] == trial.config["x"]
         assert config["act"] == ("None" if act is None else act)
