@@ -76,12 +76,12 @@ def domain_of(distribution: BaseDistribution) -> Domain:
     """
     if isinstance(distribution, CategoricalDistribution):
         return Choice(tuple(range(len(distribution.choices))))
-    if isinstance(distribution, FloatDistribution) and distribution.step is None:
-        return Float(distribution.low, distribution.high, distribution.log)
-    if isinstance(distribution, IntDistribution) and distribution.step == 1:
-        return Int(distribution.low, distribution.high, distribution.log)
-    if isinstance(distribution, FloatDistribution | IntDistribution):
+    if isinstance(distribution, FloatDistribution | IntDistribution) and _has_steps(distribution):
         return Int(0, _to_step(distribution, distribution.high))
+    if isinstance(distribution, FloatDistribution):
+        return Float(distribution.low, distribution.high, distribution.log)
+    if isinstance(distribution, IntDistribution):
+        return Int(distribution.low, distribution.high, distribution.log)
     raise ValueError(f"there is no knob like Optuna's {distribution!r}")
 
 
@@ -119,9 +119,9 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def _has_steps(distribution: FloatDistribution | IntDistribution) -> bool:
-    return distribution.step not in (None, 1) or (
-        isinstance(distribution, FloatDistribution) and distribution.step is not None
-    )
+    if isinstance(distribution, FloatDistribution):
+        return distribution.step is not None
+    return distribution.step != 1
 
 
 def _to_step(distribution: FloatDistribution | IntDistribution, value: float) -> int:

@@ -24,12 +24,13 @@ from tuner.integrations.trial_log import (
 from tuner.trial import Observation, Trial, TrialState
 
 try:
-    import wandb
+    # Its name alone would find the folder that it keeps its runs in.
+    from wandb import Run, init
 except ImportError as error:
     raise ValueError("wandb is not installed: pip install 'tuner[wandb]'") from error
 
 
-def callback(project: str, group: str | None = None, **init: Any) -> TrialLogger:
+def callback(project: str, group: str | None = None, **more: Any) -> TrialLogger:
     """Logs a run for each trial into a project; for `tune(…, callbacks=[…])`.
 
     A trial's run has an id of its own name and the group's, so that one that goes on after it was
@@ -38,13 +39,13 @@ def callback(project: str, group: str | None = None, **init: Any) -> TrialLogger
     Args:
         project: by name.
         group: of all runs of a study; by default the searcher and the seed.
-        init: goes to `wandb.init`, such as `dir` or `entity`.
+        more: goes to `wandb.init`, such as `dir` or `entity`.
     """
-    return TrialLogger(_Begin(group, {"project": project, **init}))
+    return TrialLogger(_Begin(group, {"project": project, **more}))
 
 
 def log_study(
-    place: str | Path, project: str = "tuner", group: str | None = None, **init: Any
+    place: str | Path, project: str = "tuner", group: str | None = None, **more: Any
 ) -> int:
     """Log a study or a finished race from its folder; how many trials it has.
 
@@ -52,36 +53,36 @@ def log_study(
     no study, or none that can be read.
     """
     name = Path(place).resolve().name if group is None else group
-    return log_place(callback(project, name, **init), place)
+    return log_place(callback(project, name, **more), place)
 
 
 class _Begin:
-    def __init__(self, group: str | None, init: dict[str, Any]) -> None:
-        self._group, self._init = group, init
+    def __init__(self, group: str | None, given: dict[str, Any]) -> None:
+        self._group, self._given = group, given
 
     def __call__(self, search: Search, trial: Trial) -> TrialLog | None:
         name = f"{search.name}/{trial_name(trial)}"
         group = self._group or search.name
-        text = "\0".join((self._init["project"], group, name))
-        given = {
+        text = "\0".join((self._given["project"], group, name))
+        names = {
             "name": name,
             "group": group,
             "id": hashlib.sha256(text.encode()).hexdigest()[:16],
             "config": knobs_of(trial),
         }
-        return _Log(search, {**given, **self._init})
+        return _Log(search, {**names, **self._given})
 
 
 class _Log:
     """Of one trial. A run is a process's worth of work, so a trial that waits has none."""
 
-    def __init__(self, search: Search, init: dict[str, Any]) -> None:
-        self._search, self._init = search, init
-        self._run: wandb.Run | None = None
+    def __init__(self, search: Search, given: dict[str, Any]) -> None:
+        self._search, self._given = search, given
+        self._run: Run | None = None
 
     def write(self, trial: Trial, news: Sequence[Observation]) -> None:
         if self._run is None:
-            self._run = wandb.init(resume="allow", reinit="create_new", **self._init)
+            self._run = init(resume="allow", reinit="create_new", **self._given)
         for seen in news:
             self._run.log(numbers_of(trial, seen), step=seen.epoch)
         if trial.state.is_final:

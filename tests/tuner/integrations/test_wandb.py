@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-pytest.importorskip("wandb")
+pytest.importorskip("wandb.proto")
 
 from wandb.proto import wandb_internal_pb2
 
