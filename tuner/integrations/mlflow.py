@@ -15,6 +15,7 @@ from tuner.integrations.trial_log import (
     log_place,
     numbers_of,
     paid_minutes,
+    study_name,
     trial_name,
 )
 from tuner.trial import Observation, Trial
@@ -37,7 +38,8 @@ def callback(experiment: str, tracking_uri: str | None = None) -> TrialLogger:
     broken off has a second run, with all of its curve.
 
     Args:
-        experiment: by name; it is made where it is not there.
+        experiment: by name; it is made where it is not there. Give each study its own: trials are
+            known by searcher, seed and number.
         tracking_uri: such as `sqlite:///mlflow.db`; None for MLflow's own choice.
     """
     return TrialLogger(_Begin(MlflowClient(tracking_uri), experiment))
@@ -51,7 +53,7 @@ def log_study(
     The experiment is called as the folder where it has no other name. Raises ValueError where
     there is no study, or none that can be read.
     """
-    name = Path(place).resolve().name if experiment is None else experiment
+    name = study_name(place) if experiment is None else experiment
     return log_place(callback(name, tracking_uri), place)
 
 

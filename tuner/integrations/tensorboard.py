@@ -37,7 +37,8 @@ except ImportError as error:
 def callback(directory: str | Path) -> TrialLogger:
     """Logs into a folder of `directory` for each trial; for `tune(…, callbacks=[…])`.
 
-    Where a study goes on, trials whose log has an end are left as they are.
+    Give each study a directory of its own: trials are known by searcher, seed and number. Where a
+    study goes on, trials whose log has an end are left as they are.
     """
     return TrialLogger(_Begin(Path(directory)))
 

@@ -22,15 +22,17 @@ _LONGEST = 120
 
 @dataclass(frozen=True)
 class Search:
-    """Which search a trial is of."""
+    """Which search a trial is of; `study` is the name of the folder that it is read from."""
 
     searcher: str
     seed: int
+    study: str = ""
 
     @property
     def name(self) -> str:
-        """Harmless as a name of a folder."""
-        return plain_names([f"{self.searcher}-{self.seed}"])[0]
+        """Harmless as a path, such as `random-0` or `my-race/random-0`."""
+        parts = filter(None, [self.study, f"{self.searcher}-{self.seed}"])
+        return "/".join(plain_names([part])[0] for part in parts)
 
 
 class TrialLog(Protocol):
@@ -127,11 +129,18 @@ def log_place(logger: TrialLogger, place: str | Path) -> int:
         with logger:
             for row in snapshot.runs():
                 trials = [outward(t, sign) for t in snapshot.trials(row)]
-                logger.follow(Search(row.searcher, row.seed), len(trials), trials.__getitem__)
+                search = Search(row.searcher, row.seed, study_name(place))
+                logger.follow(search, len(trials), trials.__getitem__)
                 count += sum(not t.source for t in trials)
     finally:
         snapshot.close()
     return count
+
+
+def study_name(place: str | Path) -> str:
+    """Of its folder, or of its file where that has a name of its own."""
+    path = Path(place).resolve()
+    return path.parent.name if path.name == "study.sqlite" else path.stem
 
 
 def outward(trial: Trial, sign: float) -> Trial:

@@ -6,6 +6,7 @@ With `WANDB_MODE=offline` nothing leaves the machine until `wandb sync`.
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tuner.integrations.trial_log import (
     log_place,
     numbers_of,
     paid_minutes,
+    study_name,
     trial_name,
 )
 from tuner.trial import Observation, Trial, TrialState
@@ -33,12 +35,10 @@ except ImportError as error:
 def callback(project: str, group: str | None = None, **more: Any) -> TrialLogger:
     """Logs a run for each trial into a project; for `tune(…, callbacks=[…])`.
 
-    A trial's run has an id of its own name and the group's, so that one that goes on after it was
-    paused or interrupted goes on there.
-
     Args:
         project: by name.
-        group: of all runs of a study; by default the searcher and the seed.
+        group: of all runs of a study. Give each study its own: the runs of a study that goes on
+            are found by it. By default runs are grouped by searcher and seed, and are new ones.
         more: goes to `wandb.init`, such as `dir` or `entity`.
     """
     return TrialLogger(_Begin(group, {"project": project, **more}))
@@ -52,21 +52,21 @@ def log_study(
     The group is called as the folder where it has no other name. Raises ValueError where there is
     no study, or none that can be read.
     """
-    name = Path(place).resolve().name if group is None else group
+    name = study_name(place) if group is None else group
     return log_place(callback(project, name, **more), place)
 
 
 class _Begin:
     def __init__(self, group: str | None, given: dict[str, Any]) -> None:
         self._group, self._given = group, given
+        self._study = group or secrets.token_hex(8)
 
     def __call__(self, search: Search, trial: Trial) -> TrialLog | None:
         name = f"{search.name}/{trial_name(trial)}"
-        group = self._group or search.name
-        text = "\0".join((self._given["project"], group, name))
+        text = "\0".join((self._given["project"], self._study, name))
         names = {
             "name": name,
-            "group": group,
+            "group": self._group or search.name,
             "id": hashlib.sha256(text.encode()).hexdigest()[:16],
             "config": knobs_of(trial),
         }

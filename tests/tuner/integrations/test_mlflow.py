@@ -78,7 +78,7 @@ def test_a_race_is_logged_from_its_folder_and_once(race_folder, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     snapshot = Snapshot(race_folder / "study.sqlite")
     wanted = {
-        f"{row.searcher}-{row.seed}/trial-{t.number:05d}": t
+        f"mine/{row.searcher}-{row.seed}/trial-{t.number:05d}": t
         for row in snapshot.runs()
         for t in snapshot.trials(row)
     }

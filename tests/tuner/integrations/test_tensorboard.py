@@ -73,7 +73,7 @@ def test_a_search_is_all_there(tmp_path):
 def test_a_race_is_logged_from_its_folder_and_once(race_folder, tmp_path):
     count = tensorboard.log_study(race_folder, tmp_path)
     snapshot = Snapshot(race_folder / "study.sqlite")
-    runs = {f"{row.searcher}-{row.seed}": snapshot.trials(row) for row in snapshot.runs()}
+    runs = {f"mine/{row.searcher}-{row.seed}": snapshot.trials(row) for row in snapshot.runs()}
     snapshot.close()
     assert count == sum(map(len, runs.values()))
     for name, trials in runs.items():

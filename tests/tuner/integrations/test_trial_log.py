@@ -113,7 +113,7 @@ def test_a_race_is_logged_from_its_folder(race_folder):
     kept = Kept()
     snapshot = Snapshot(race_folder / "study.sqlite")
     wanted = {
-        (Search(row.searcher, row.seed), t.number): [o.score for o in t.curve]
+        (Search(row.searcher, row.seed, "mine"), t.number): [o.score for o in t.curve]
         for row in snapshot.runs()
         for t in snapshot.trials(row)
     }
@@ -136,6 +136,11 @@ def test_losses_in_a_folder_are_losses(tmp_path):
 def test_no_study_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="there is no study"):
         log_place(Kept().logger(), tmp_path)
+
+
+def test_a_search_has_a_path_that_leads_nowhere_else():
+    assert Search("random+asha", 3).name == "random_asha-3"
+    assert Search("../../etc", 0, "..").name == "_/_.._etc-0"
 
 
 def test_numbers_are_finite_and_minutes_add_up():

@@ -108,7 +108,7 @@ def test_a_race_is_logged_from_its_folder(race_folder, tmp_path):
     count = logging.log_study(race_folder, dir=str(tmp_path))
     snapshot = Snapshot(race_folder / "study.sqlite")
     wanted = {
-        f"{row.searcher}-{row.seed}/trial-{t.number:05d}": t
+        f"mine/{row.searcher}-{row.seed}/trial-{t.number:05d}": t
         for row in snapshot.runs()
         for t in snapshot.trials(row)
     }
