@@ -10,7 +10,8 @@ import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from tuner.entry import DECIDES_ITSELF
 from tuner.foreign import open_regular
@@ -41,9 +42,11 @@ from tuner.integrations.optuna_trials import (
     to_config,
 )
 
+if TYPE_CHECKING:
+    import sqlalchemy
+
 _PROPOSED = "tuner:proposed"
 _FALLBACK = "tuner:fallback"
-_SQLITE = "sqlite:///"
 
 
 class TunerSampler(BaseSampler):
@@ -218,23 +221,32 @@ def read_study(source: optuna.Study | str, study_name: str | None = None) -> Ear
 
 def _load(url: str, study_name: str | None) -> optuna.Study:
     """The study in a storage; a file of SQLite's is only read."""
-    import sqlalchemy.exc
+    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
 
-    storage = url
-    if url.startswith(_SQLITE):
-        path = Path(url.removeprefix(_SQLITE)).absolute()
-        open_regular(path, MOST_BYTES).close()  # Optuna would make one that is not there
-        storage = f"{_SQLITE}file:{path}?mode=ro&uri=true"
+    shown = url
     try:
+        parsed = sqlalchemy.make_url(url)
+        shown = parsed.render_as_string(hide_password=True)
+        storage = _only_read(parsed).render_as_string(hide_password=False)
         names = optuna.get_all_study_names(storage)
         if study_name is None and len(names) == 1:
             study_name = names[0]
         if study_name not in names:
-            asked = "several, and study_name says none" if study_name is None else repr(study_name)
-            raise ValueError(f"{url} holds the studies {names}, asked for was {asked}")
+            asked = "no study_name was given" if study_name is None else f"not {study_name!r}"
+            raise ValueError(f"{shown} holds the studies {names}, and {asked}")
         return optuna.load_study(study_name=study_name, storage=storage)
-    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ImportError, KeyError) as error:
-        raise ValueError(f"{url} cannot be read as a storage of Optuna's: {error}") from error
+    except (SQLAlchemyError, RuntimeError, ImportError, KeyError) as error:
+        raise ValueError(f"{shown} cannot be read as a storage of Optuna's: {error}") from error
+
+
+def _only_read(url: sqlalchemy.URL) -> sqlalchemy.URL:
+    """The same storage, as one that is not made where it is not there; another one as it is."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return url
+    path = Path(url.database).absolute()
+    open_regular(path, MOST_BYTES).close()
+    return url.set(database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
 
 
 def _plain(value: Any) -> Any:
