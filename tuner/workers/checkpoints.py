@@ -118,7 +118,7 @@ class TrialCheckpoint:
         """Go on from a checkpoint; raises DamagedCheckpointError where it is not what was saved."""
         folder = self._directory / name
         try:
-            manifest = _read_manifest(folder, sha256)
+            manifest = read_manifest(folder, sha256)
             self.epoch, self.folder = int(manifest["epoch"]), folder
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DamagedCheckpointError(f"checkpoint {name} is damaged: {error}") from error
@@ -146,8 +146,11 @@ def copy_into(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / name)
 
 
-def _read_manifest(folder: Path, sha256: str) -> Mapping[str, Any]:
-    """The manifest of a folder that holds what it lists, and nothing else."""
+def read_manifest(folder: Path, sha256: str) -> Mapping[str, Any]:
+    """The manifest of a folder that holds what it lists, and nothing else.
+
+    Raises ValueError or OSError where it is not as it was saved.
+    """
     data = read_capped(folder / _MANIFEST, _MOST_MANIFEST)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("its list of files is not the one that was saved")
