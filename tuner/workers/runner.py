@@ -131,7 +131,7 @@ class WorkerRunner:
         )
         now = time.monotonic_ns()
         job = self._pool.give(worker, trial, until_epoch, self._key)
-        if now > self._deadline:  # the driver was slow; no batch of it will begin
+        if time.monotonic_ns() > self._deadline:  # the driver was slow; no batch of it will begin
             self._late.add(job)
         self._meters[worker.device].claim(job, min(now, self._deadline))
         if self._is_interrupted:
