@@ -170,6 +170,7 @@ def _finish(
         "slots": len(setup.devices) * setup.per_device,
         "runs": [_summary(outcome, setup.sign) for outcome in outcomes],
         "pace": pace(outcomes, None),
+        "verdict": _VERDICT,
     }
     shown = [as_told(outcome, setup.sign) for outcome in outcomes]
     _write(folder / "summary.json", content)
@@ -204,16 +205,17 @@ def _draw(
             device=",".join(setup.devices),
             unit=setup.unit,
             terrain=None,
-            verdict={"text": _VERDICT, "comparisons": [], "standings": []},
+            verdict=_VERDICT,
             pair=main_knobs(outcomes),
             score_name=name,
         )
 
 
-_VERDICT = (
+_TEXT = (
     "A command is scored by what it says itself: the best of many scores flatters. --confirm "
     "trains the best settings again, and gives their means."
 )
+_VERDICT = {"text": _TEXT, "headline": _TEXT, "pairs": [], "standings": []}
 
 
 def _summary(outcome: Outcome, sign: float) -> dict[str, Any]:
@@ -251,6 +253,6 @@ def _tell(content: dict[str, Any], folder: Path, console: Console, as_json: bool
                 console,
                 f"{run['searcher']} {run['seed']}: no score; the last: {run['last_reason']}",
             )
-    say(console, _VERDICT)
+    say(console, _TEXT)
     say(console, pace_line(content))
     say(console, f"Everything is in {folder}/")

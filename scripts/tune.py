@@ -19,6 +19,7 @@ _REPLAY_FLAGS = {
 }
 
 
+_LAB = ("ask", "tell", "best", "list", "import")  # scripts.lab's commands
 _COMMAND_ALONE = {"space", "metric", "minimize", "replicates", "infeasible_exit", "memory_gib"}
 _COMMAND_FLAGS = {
     *_COMMAND_ALONE,
@@ -149,7 +150,10 @@ def main(
     ] = None,
     context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
-    """Race searchers on equal device minutes and report what each found."""
+    """Race searchers on equal device minutes and report what each found.
+
+    Where every trial is a person's work: tune.py ask|tell|best|list|import STUDY, each with --help.
+    """
     # Here and not above: `--help` needs none of it, and should not wait for it.
     from scripts import command as commands
     from scripts import tuning
@@ -207,5 +211,14 @@ def main(
         go(store, request, folder, console, is_quiet=quiet, as_json=as_json, page=page)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """`tune.py ask|tell|best|list|import STUDY` are a lab's; all else is a search."""
+    if len(sys.argv) > 1 and sys.argv[1] in _LAB:
+        from scripts import lab
+
+        lab.app()
     app()
+
+
+if __name__ == "__main__":
+    run()
