@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from tuner.callbacks import Callback, calling
 from tuner.confirm import with_confirmations
 from tuner.entry import ETA
 from tuner.fidelity import FullFidelity
@@ -18,6 +19,7 @@ from tuner.scheduler import Scheduler
 from tuner.space import Domain, SearchSpace
 from tuner.stop_rule import check_stop, with_stop
 from tuner.study import Study
+from tuner.warm_start import EarlierStudy
 from tuner.workers.functions import (
     FunctionSetup,
     Workers,
@@ -43,8 +45,9 @@ def tune(
     mode: str = "max",
     confirm: int = 0,
     stop: str = "never",
-    warm_start: str | Path | Sequence[str | Path] = (),
+    warm_start: str | Path | EarlierStudy | Sequence[str | Path | EarlierStudy] = (),
     on_change: Callable[[], None] = lambda: None,
+    callbacks: Sequence[Callback] = (),
     device: str | None = None,
     device_count: int | None = None,
     slots: int = 1,
@@ -92,9 +95,11 @@ def tune(
             a configuration the same random numbers.
         stop: "auto" ends the search when what its minutes could still find is less than the noise
             of a score; "never" spends them all.
-        warm_start: earlier studies, by their folders or files, whose results are taken over as
-            `Study.add_from` does; they cost nothing.
+        warm_start: earlier studies, by their folders or files or as read from Optuna, whose
+            results are taken over as `Study.add_from` does; they cost nothing.
         on_change: called after each epoch and each new trial.
+        callbacks: each called with the study as often, and once at the end; see
+            `tuner.callbacks`. Those of `tuner.integrations` log the trials elsewhere.
         device: where worker processes run it: "auto", "cpu", "cuda" (all GPUs) or "cuda:N"; None
             for this process.
         device_count: use so many of those; None for all.
@@ -142,11 +147,15 @@ def tune(
         budget_minutes=budget_minutes,
     )
     try:
-        for earlier in [warm_start] if isinstance(warm_start, str | Path) else warm_start:
+        one = (str, Path, EarlierStudy)
+        for earlier in [warm_start] if isinstance(warm_start, one) else warm_start:
             study.add_from(earlier)
         policy = with_confirmations(with_stop(study.policy, stop, study.space, seed), confirm)
-        with _running(study, train, workers, path) as (runner, warm_up_ns):
-            scheduler = study.scheduler(runner, policy, on_change)
+        with (
+            _running(study, train, workers, path) as (runner, warm_up_ns),
+            calling(callbacks, study, on_change) as changed,
+        ):
+            scheduler = study.scheduler(runner, policy, changed)
             scheduler.pay_warm_up(warm_up_ns)
             with _gently(scheduler) if workers else nullcontext():
                 scheduler.run()
@@ -195,6 +204,11 @@ def _check_function(train: TrainFunction, workers: Workers | None) -> None:
     if workers is not None:
         locate(train, pickle=workers.pickle)
         workers.check()
+        if workers.cluster is not None:
+            from tuner.workers.cluster import connect, find_places
+
+            connect(workers.cluster)
+            find_places(workers.device, workers.device_count)
     elif takes_checkpoint(train):
         raise ValueError(
             "train asks for a checkpoint, which only worker processes have: pass a device, such "

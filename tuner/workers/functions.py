@@ -126,15 +126,10 @@ class Workers:
         )
 
     def check(self) -> None:
-        """Raise ValueError where the devices are not there, or a number makes no sense."""
+        """Raise ValueError where a device of this machine is not there, or a number is none."""
+        self._check_numbers()
         if self.cluster is None:
             self.find_devices()
-            return
-        from tuner.workers.cluster import connect, find_places
-
-        self._check_numbers()
-        connect(self.cluster)
-        find_places(self.device, self.device_count)
 
     def find_devices(self) -> list[str]:
         """The devices of this machine that are meant; raises ValueError as `check` does."""
