@@ -20,7 +20,13 @@ from tuner.space import Domain, SearchSpace
 from tuner.stop_rule import check_stop, with_stop
 from tuner.study import Study
 from tuner.warm_start import EarlierStudy
-from tuner.workers.functions import Workers, locate, refuse_while_loading, takes_checkpoint
+from tuner.workers.functions import (
+    FunctionSetup,
+    Workers,
+    locate,
+    refuse_while_loading,
+    takes_checkpoint,
+)
 from tuner.workers.pool import WorkerPool
 from tuner.workers.runner import WorkerRunner
 
@@ -49,6 +55,7 @@ def tune(
     gpu_memory_gib: float | None = None,
     hung_after_minutes: float | None = None,
     pickle: bool = False,
+    cluster: str | None = None,
 ) -> Study:
     """Spend a budget of minutes on finding the configuration that `train` scores best.
 
@@ -102,6 +109,8 @@ def tune(
         hung_after_minutes: without a sign of life, after which a trial is ended; None for twenty
             times the longest wait so far, and at least a minute.
         pickle: send a copy of the function by cloudpickle, where it has no name to be found by.
+        cluster: the address of a Ray cluster, such as "auto", whose devices are meant: all of its
+            GPUs draw on the one budget.
 
     Returns:
         The study, closed if it was on disk, with `best`, `trials` and `to_csv`.
@@ -114,7 +123,9 @@ def tune(
     """
     refuse_while_loading()
     limits = (memory_gib, gpu_memory_gib, hung_after_minutes)
-    workers = None if device is None else Workers(device, device_count, slots, *limits, pickle)
+    workers = (
+        None if device is None else Workers(device, device_count, slots, *limits, pickle, cluster)
+    )
     if max_epochs is not None and max_epochs < 1:
         raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
     check_stop(stop)  # refused before a file is made, as are:
@@ -174,18 +185,31 @@ def _running(
     with TemporaryDirectory() if path is None else nullcontext(path.parent) as folder:
         where = locate(train, pickle=workers.pickle)
         setup = workers.setup(where, study.sign, Path(folder) / "checkpoints")
-        with WorkerPool(setup, workers.slots) as pool:
+        with _pool(setup, workers) as pool:
             marks = [m for t in study.history for m in (t.checkpoint, t.midway) if m]
             pool.sweep({mark.name for mark in marks})
             warm_up_ns = pool.start()
             yield WorkerRunner(pool, f"{study.seed}"), warm_up_ns
 
 
+def _pool(setup: FunctionSetup, workers: Workers) -> WorkerPool:
+    if workers.cluster is None:
+        return WorkerPool(setup, workers.slots)
+    from tuner.workers.cluster import RayPool, find_places
+
+    return RayPool(setup, find_places(workers.device, workers.device_count), workers.slots)
+
+
 def _check_function(train: TrainFunction, workers: Workers | None) -> None:
     """Raise ValueError where it cannot be run as it is to be."""
     if workers is not None:
         locate(train, pickle=workers.pickle)
-        workers.find_devices()
+        workers.check()
+        if workers.cluster is not None:
+            from tuner.workers.cluster import connect, find_places
+
+            connect(workers.cluster)
+            find_places(workers.device, workers.device_count)
     elif takes_checkpoint(train):
         raise ValueError(
             "train asks for a checkpoint, which only worker processes have: pass a device, such "

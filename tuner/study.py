@@ -22,13 +22,11 @@ from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.store import Store
 from tuner.tables import to_frame, write_csv
-from tuner.trial import ADDED, Observation, Trial, TrialState
+from tuner.trial import ADDED, SIGNS, Observation, Trial, TrialState, negated
 from tuner.warm_start import EarlierStudy, Taken, read_study, take_over
 
 if TYPE_CHECKING:
     import pandas
-
-SIGNS = {"max": 1.0, "min": -1.0}
 
 
 class Study:
@@ -331,10 +329,7 @@ class Study:
         self.close()
 
     def _outward(self, trial: Trial) -> Trial:
-        if self.sign == 1.0:
-            return trial
-        curve = tuple(o._replace(score=-o.score) for o in trial.curve)
-        return replace(trial, curve=curve)
+        return trial if self.sign == 1.0 else negated(trial)
 
     def scheduler(
         self, runner: Runner, policy: FidelityPolicy, on_change: Callable[[], None]

@@ -15,8 +15,10 @@ from tuner.history import History
 from tuner.page.belief import belief
 from tuner.page.film import Camera, Scene, film, surface
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
+from tuner.page.told import UNIT, by_count
 from tuner.reader import Snapshot, study_mark
 from tuner.terrain import Terrain
+from tuner.trial import SIGNS
 
 _LOOK_EVERY_S = 0.5
 _MOST_LOCK, _MOST_SUMMARY = 1 << 12, 8 << 20
@@ -39,6 +41,7 @@ class Follow:
     def __init__(self, folder: Path, terrain: Terrain | None = None) -> None:
         self._folder, self._path, self._terrain = folder, folder / "study.sqlite", terrain
         self._request: dict[str, Any] = {}
+        self._is_told, self._sign = False, 1.0  # whether people tell it; -1 where a loss is
         self._latest: tuple[tuple[int, ...], list[Scene], dict[str, Any]] | None = None
 
     def catalog(self) -> dict[str, Any]:
@@ -57,7 +60,7 @@ class Follow:
             news = camera.shoot(scenes)
             if news["runs"] or news["trials"]:
                 send("more", news)
-            if summary or not is_driven:
+            if summary or not (is_driven or self._is_told):  # whoever tells comes back some day
                 send("verdict", summary.get("verdict", _UNFINISHED))
                 send("end", {})
                 return
@@ -69,17 +72,18 @@ class Follow:
         request = self._request
         is_over = bool(summary) or not self._is_driven()
         is_own = not (request.get("data") or request.get("landscape"))
+        own_name = "score" if self._sign > 0 else "score, negated"
         return film(
             "finished" if is_over else "live",
             self._folder.name,
             scenes,
             device=str(summary.get("device") or request.get("device")),
-            unit=str(summary.get("unit") or _unit(request)),
+            unit=UNIT if self._is_told else str(summary.get("unit") or _unit(request)),
             terrain=self._terrain,
             verdict=summary.get("verdict", _UNFINISHED if is_over else None),
             race="study",
             badge="a study" if is_own else "real training",
-            score_name="score" if is_own else "validation accuracy",
+            score_name=own_name if is_own else "validation accuracy",
         )
 
     def surface(self, query: Query) -> dict[str, Any]:
@@ -144,8 +148,14 @@ class Follow:
                 for trial in snapshot.trials(row):
                     history.restore(trial)
                 loaded.append((row, history, snapshot.budget(row).ledger))
+            self._sign = SIGNS.get(str(snapshot.meta("mode")), 1.0)
         finally:
             snapshot.close()
+        spent_ns = sum(sum(ledger.values()) for _, _, ledger in loaded)
+        has_budget = any(row.budget_ns is not None for row, _, _ in loaded)
+        self._is_told = not (self._request or spent_ns or has_budget)
+        if self._is_told:
+            loaded = [(*by_count(row, history),) for row, history, _ in loaded]
         spent = [to_minutes(sum(ledger.values())) for _, _, ledger in loaded]
         summary = self._summary(spent)
         runs = summary.get("runs", [{}] * len(loaded))
