@@ -9,15 +9,11 @@ import secrets
 import threading
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import Any
 
 from tuner.entry import DECIDES_ITSELF
-from tuner.foreign import open_regular
 from tuner.history import History
 from tuner.naming import pick
-from tuner.reader import MOST_BYTES
 from tuner.searchers import SEARCHERS, Searcher, SpaceExhausted, make_searcher
 from tuner.seeding import derive_seed
 from tuner.space import SearchSpace
@@ -34,6 +30,7 @@ try:
 except ImportError as error:
     raise ValueError("Optuna is not installed: pip install 'tuner[optuna]'") from error
 
+from tuner.integrations.optuna_storage import load_study
 from tuner.integrations.optuna_trials import (
     as_trial,
     domain_of,
@@ -41,9 +38,6 @@ from tuner.integrations.optuna_trials import (
     sign_of,
     to_config,
 )
-
-if TYPE_CHECKING:
-    import sqlalchemy
 
 _PROPOSED = "tuner:proposed"
 _FALLBACK = "tuner:fallback"
@@ -209,7 +203,7 @@ def read_study(source: optuna.Study | str, study_name: str | None = None) -> Ear
 
     Raises ValueError where there is no such study, or it has several objectives.
     """
-    found = _load(source, study_name) if isinstance(source, str) else source
+    found = load_study(source, study_name) if isinstance(source, str) else source
     sign = sign_of(found.directions)
     trials = [
         as_trial(shown, number, {name: _plain(v) for name, v in shown.params.items()}, sign)
@@ -217,36 +211,6 @@ def read_study(source: optuna.Study | str, study_name: str | None = None) -> Ear
     ]
     name = f"optuna:{found.study_name}"
     return EarlierStudy(name, name, [(None, trials)], "max" if sign > 0 else "min", {})
-
-
-def _load(url: str, study_name: str | None) -> optuna.Study:
-    """The study in a storage; a file of SQLite's is only read."""
-    import sqlalchemy
-    from sqlalchemy.exc import SQLAlchemyError
-
-    shown = url
-    try:
-        parsed = sqlalchemy.make_url(url)
-        shown = parsed.render_as_string(hide_password=True)
-        storage = _only_read(parsed).render_as_string(hide_password=False)
-        names = optuna.get_all_study_names(storage)
-        if study_name is None and len(names) == 1:
-            study_name = names[0]
-        if study_name not in names:
-            asked = "no study_name was given" if study_name is None else f"not {study_name!r}"
-            raise ValueError(f"{shown} holds the studies {names}, and {asked}")
-        return optuna.load_study(study_name=study_name, storage=storage)
-    except (SQLAlchemyError, RuntimeError, ImportError, KeyError) as error:
-        raise ValueError(f"{shown} cannot be read as a storage of Optuna's: {error}") from error
-
-
-def _only_read(url: sqlalchemy.URL) -> sqlalchemy.URL:
-    """The same storage, as one that is not made where it is not there; another one as it is."""
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return url
-    path = Path(url.database).absolute()
-    open_regular(path, MOST_BYTES).close()
-    return url.set(database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
 
 
 def _plain(value: Any) -> Any:
