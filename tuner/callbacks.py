@@ -17,6 +17,15 @@ Where it has a method `close`, that is called after the end. It may read the stu
 """
 
 
+def check_callbacks(callbacks: object) -> None:
+    """Raise ValueError where they are not a list, or a tuple, of functions."""
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise ValueError(
+            f"callbacks is a list of functions that take the study, got {callbacks!r}; one alone "
+            "is written [it]"
+        )
+
+
 @contextmanager
 def calling(
     callbacks: Sequence[Callback], study: Study, first: Callable[[], object]

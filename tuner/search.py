@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
-from tuner.callbacks import Callback, calling
+from tuner.callbacks import Callback, calling, check_callbacks
 from tuner.confirm import with_confirmations
 from tuner.entry import ETA
 from tuner.fidelity import FullFidelity
@@ -128,7 +128,8 @@ def tune(
     )
     if max_epochs is not None and max_epochs < 1:
         raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
-    check_stop(stop)  # refused before a file is made, as is:
+    check_stop(stop)  # refused before a file is made, as are:
+    check_callbacks(callbacks)
     with_confirmations(FullFidelity(), confirm)
     _check_function(train, workers)
     path: Path | None = None

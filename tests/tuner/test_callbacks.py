@@ -84,3 +84,10 @@ def test_on_change_may_still_end_a_search():
 
     with pytest.raises(LookupError, match="enough"):
         search([], on_change=on_change)
+
+
+@pytest.mark.parametrize("callbacks", [Recorder(), "log", [Recorder(), "log"], None])
+def test_what_is_no_list_of_functions_is_refused_before_a_file_is_made(callbacks, tmp_path):
+    with pytest.raises(ValueError, match="callbacks is a list of functions"):
+        search(callbacks, directory=tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()

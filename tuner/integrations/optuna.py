@@ -9,14 +9,11 @@ import secrets
 import threading
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tuner.entry import DECIDES_ITSELF
-from tuner.foreign import open_regular
 from tuner.history import History
 from tuner.naming import pick
-from tuner.reader import MOST_BYTES
 from tuner.searchers import SEARCHERS, Searcher, SpaceExhausted, make_searcher
 from tuner.seeding import derive_seed
 from tuner.space import SearchSpace
@@ -33,6 +30,7 @@ try:
 except ImportError as error:
     raise ValueError("Optuna is not installed: pip install 'tuner[optuna]'") from error
 
+from tuner.integrations.optuna_storage import load_study
 from tuner.integrations.optuna_trials import (
     as_trial,
     domain_of,
@@ -43,7 +41,6 @@ from tuner.integrations.optuna_trials import (
 
 _PROPOSED = "tuner:proposed"
 _FALLBACK = "tuner:fallback"
-_SQLITE = "sqlite:///"
 
 
 class TunerSampler(BaseSampler):
@@ -206,7 +203,7 @@ def read_study(source: optuna.Study | str, study_name: str | None = None) -> Ear
 
     Raises ValueError where there is no such study, or it has several objectives.
     """
-    found = _load(source, study_name) if isinstance(source, str) else source
+    found = load_study(source, study_name) if isinstance(source, str) else source
     sign = sign_of(found.directions)
     trials = [
         as_trial(shown, number, {name: _plain(v) for name, v in shown.params.items()}, sign)
@@ -214,27 +211,6 @@ def read_study(source: optuna.Study | str, study_name: str | None = None) -> Ear
     ]
     name = f"optuna:{found.study_name}"
     return EarlierStudy(name, name, [(None, trials)], "max" if sign > 0 else "min", {})
-
-
-def _load(url: str, study_name: str | None) -> optuna.Study:
-    """The study in a storage; a file of SQLite's is only read."""
-    import sqlalchemy.exc
-
-    storage = url
-    if url.startswith(_SQLITE):
-        path = Path(url.removeprefix(_SQLITE)).absolute()
-        open_regular(path, MOST_BYTES).close()  # Optuna would make one that is not there
-        storage = f"{_SQLITE}file:{path}?mode=ro&uri=true"
-    try:
-        names = optuna.get_all_study_names(storage)
-        if study_name is None and len(names) == 1:
-            study_name = names[0]
-        if study_name not in names:
-            asked = "several, and study_name says none" if study_name is None else repr(study_name)
-            raise ValueError(f"{url} holds the studies {names}, asked for was {asked}")
-        return optuna.load_study(study_name=study_name, storage=storage)
-    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ImportError, KeyError) as error:
-        raise ValueError(f"{url} cannot be read as a storage of Optuna's: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import numpy as np
-import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+# ruff: noqa: E402  # the rest needs it
+optuna = pytest.importorskip("optuna")
+
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState as Shown
@@ -355,8 +358,9 @@ def test_other_knobs_are_refused_in_words():
         )
 
 
-def test_a_storage_is_named_by_its_url_and_only_read(tmp_path):
-    path = tmp_path / "optuna studies.db"
+@pytest.mark.parametrize("name", ["optuna studies.db", "a#b.db", "ü&mode=rwc.db"])
+def test_a_storage_is_named_by_its_url_and_only_read(tmp_path, name):
+    path = tmp_path / name
     url = f"sqlite:///{path}"
     earlier = a_finished_study(study_name="one", storage=url)
     before = path.read_bytes()
@@ -369,11 +373,12 @@ def test_a_storage_is_named_by_its_url_and_only_read(tmp_path):
     assert path.read_bytes() == before
 
     a_finished_study(study_name="two", storage=url, n=1)
-    with pytest.raises(ValueError, match="several"):
+    with pytest.raises(ValueError, match="no study_name was given"):
         take_over(again, url)
-    with pytest.raises(ValueError, match=r"\['one', 'two'\], asked for was 'three'"):
+    with pytest.raises(ValueError, match=r"\['one', 'two'\], and not 'three'"):
         take_over(again, url, "three")
     assert str(take_over(again, url, "two")) == "1 result from optuna:two"
+    assert {p.name for p in tmp_path.iterdir() if "ours" not in p.name} == {name}
 
 
 @pytest.mark.parametrize(
@@ -393,6 +398,12 @@ def test_no_such_storage_is_one_line(tmp_path, make, message):
         read_study(f"sqlite:///{path}")
     assert "s.db" in str(caught.value)
     assert path.exists() == before
+
+
+def test_a_password_is_not_shown():
+    with pytest.raises(ValueError, match=r"mysql://me:\*\*\*@nowhere/x cannot be read") as caught:
+        read_study("mysql://me:secret@nowhere/x")
+    assert "secret" not in str(caught.value)
 
 
 def sqlite_of_another(path):
