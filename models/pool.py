@@ -84,7 +84,7 @@ class TrainingPool(WorkerPool):
     def start(self) -> int:
         """Start all workers, and choose a layout; the device time that took, in ns."""
         began, busy = time.monotonic_ns(), os.getloadavg()[0] > count_cores() / 2
-        self._spawn_all(self._first_layout.workers)
+        self.spawn_all(self._first_layout.workers)
         self.wait_until_ready()
         if self._layout is None:
             self._layout = self._choose(busy)

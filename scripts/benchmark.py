@@ -26,6 +26,7 @@ from scripts.errors import plain_errors
 from scripts.figures import FOLDER, save
 from scripts.loop_benchmark import loop
 from scripts.rungs_benchmark import rungs
+from scripts.scale_benchmark import scale
 from scripts.search_benchmark import search
 from scripts.startup_benchmark import startup
 from scripts.suggest_benchmark import suggest
@@ -285,6 +286,7 @@ app.command()(confirm)
 app.command()(loop)
 app.command()(suggest)
 app.command()(startup)
+app.command()(scale)
 
 
 @app.command(name="all")

@@ -77,7 +77,8 @@ def _what(request: Mapping[str, Any]) -> str:
 
 def _line(study: EarlierStudy, taken: Taken, request: Request) -> str:
     """How much was taken over, what was left out, and how the two races' trainings differ."""
-    place = study.path.parent if study.path.name == "study.sqlite" else study.path
+    path = Path(study.path)
+    place = path.parent if path.name == "study.sqlite" else path
     best, count = taken.best, len(taken.trials)
     score = "none with a score" if best is None else f"the best {best.score:.4f}"
     text = f"{count} result{'' if count == 1 else 's'} from {place}, {score}"

@@ -78,15 +78,14 @@ def resumable(folder: Path, store: Store, console: Console) -> Iterator[None]:
         store.close()
 
 
+def given(context: typer.Context) -> set[str]:
+    """The parameters that the user named."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
 def refuse_others(context: typer.Context, allowed: set[str], because_of: str) -> None:
     """Refuse flags that would be ignored."""
-    changed = [
-        name
-        for name in context.params
-        if name not in allowed
-        and (source := context.get_parameter_source(name)) is not None
-        and source.name == "COMMANDLINE"
-    ]
-    if changed:
+    if changed := given(context) - allowed:
         flags = ", ".join(p.opts[0] for p in context.command.params if p.name in changed)
         raise ValueError(f"{because_of} decides that itself; leave out {flags}")

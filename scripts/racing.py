@@ -14,6 +14,7 @@ from rich.console import Console
 from landscapes.landscape import Landscape
 from landscapes.registry import open_landscape
 from landscapes.replay_runner import ReplayRunner
+from scripts.command_request import CommandRequest
 from scripts.stopping import Stopper
 from scripts.workers import TrainingRequest, count_cores, start_workers
 from tuner.budget import to_minutes
@@ -63,7 +64,7 @@ class Request(TrainingRequest):
 
 
 def entry_for(
-    name: str, space: SearchSpace, seed: int, request: Request
+    name: str, space: SearchSpace, seed: int, request: Request | CommandRequest
 ) -> tuple[Searcher, FidelityPolicy]:
     """The entry of that name as the request wants it; ValueError where it cannot be."""
     is_grid = Entry.parse(name).searcher == "grid"

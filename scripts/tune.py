@@ -19,6 +19,14 @@ _REPLAY_FLAGS = {
 }
 
 
+_COMMAND_ALONE = {"space", "metric", "minimize", "replicates", "infeasible_exit", "memory_gib"}
+_COMMAND_FLAGS = {
+    *_COMMAND_ALONE,
+    *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
+    *("fidelity", "min_epochs", "eta", "confirm", "stop", "epochs", "device"),
+    *("command", "out", "page", "quiet", "as_json"),
+}
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -111,6 +119,34 @@ def main(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print summary.json instead of a table.")
     ] = False,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            help="Tune a program instead: 'python train.py --lr {learning_rate}'. Needs --space "
+            "and --metric; see docs/commands.md."
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="With --command: a TOML file of its knobs.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="With --command: what its lines say, such as 'acc=([0-9.]+)'."),
+    ] = None,
+    minimize: Annotated[
+        bool, typer.Option("--minimize", help="With --command: a lower score is better.")
+    ] = False,
+    replicates: Annotated[
+        int | None,
+        typer.Option(help="With --command: run it so many times for a setting; the median counts."),
+    ] = None,
+    infeasible_exit: Annotated[
+        list[int] | None,
+        typer.Option(help="With --command: an exit code that blames the setting. Repeatable."),
+    ] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(help="With --command: what a trial may take of the memory.")
+    ] = None,
     context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
     """Race searchers on equal device minutes and report what each found.
@@ -118,50 +154,60 @@ def main(
     Where people do the trials: tune.py ask, tell, best, import or list STUDY, each with --help.
     """
     # Here and not above: `--help` needs none of it, and should not wait for it.
-    from scripts.errors import plain_errors, refuse_others
-    from scripts.tuning import create, race, reopen
+    from scripts import command as commands
+    from scripts import tuning
+    from scripts.errors import given, plain_errors, refuse_others
 
     console = Console(stderr=as_json)
+    asked = {
+        "seed": seed,
+        "seeds": seeds,
+        "budget_minutes": budget_minutes,
+        "device": device,
+        "grid_points": grid_points,
+        "min_epochs": min_epochs,
+        "eta": eta,
+        "shared_start": shared_start,
+        "confirm": confirm,
+        "stop": stop,
+    }
     with plain_errors("tune"):
+        chosen = given(context)
         if resume is not None:
             refuse_others(context, _RESUME_FLAGS, "--resume")
-            given = context.get_parameter_source("budget_minutes")
-            is_given = given is not None and given.name == "COMMANDLINE"
             folder = resume
-            store, request = reopen(resume, budget_minutes if is_given else None)
+            budget = budget_minutes if "budget_minutes" in chosen else None
+            store, request = tuning.reopen(resume, budget)
+        elif command is not None:
+            refuse_others(context, _COMMAND_FLAGS, "--command")
+            asked |= {
+                "mode": "min" if minimize else "max",
+                "searchers": searchers if "searchers" in chosen else "bayes",
+                "epochs": epochs if "epochs" in chosen else None,
+                "slots": slots or 1,
+                "memory_gib": memory_gib,
+                "replicates": replicates,
+                "infeasible_exits": tuple(infeasible_exit or ()),
+            }
+            store, request, folder = commands.create(asked, command, metric, space, fidelity, out)
         else:
             if landscape is not None:
                 refuse_others(context, _REPLAY_FLAGS, "--landscape")
-            asked = {
-                "seed": seed,
-                "seeds": seeds,
-                "budget_minutes": budget_minutes,
+            if chosen & _COMMAND_ALONE:
+                raise ValueError("--space, --metric and what belongs to them need a --command")
+            asked |= {
                 "epochs": epochs,
-                "device": device,
                 "slots": slots,
                 "data": data,
                 "data_root": str(data_root or ""),
                 "augment": augment,
                 "landscape": landscape,
-                "grid_points": grid_points,
-                "min_epochs": min_epochs,
-                "eta": eta,
-                "shared_start": shared_start,
-                "confirm": confirm,
-                "stop": stop,
             }
-            store, request, folder = create(
+            store, request, folder = tuning.create(
                 asked, searchers, fidelity, knobs, knob or [], out, earlier or []
             )
-        race(
-            store,
-            request,
-            folder,
-            console,
-            is_quiet=quiet,
-            as_json=as_json,
-            with_page=page,
-        )
+        go = commands.search if commands.is_command(request) else tuning.race
+        go(store, request, folder, console, is_quiet=quiet, as_json=as_json, page=page)
 
 
 def run() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from landscapes.registry import open_landscape
+from scripts.command_request import CommandRequest
 from scripts.earlier import begin_with, check_folders, read_earlier
 from scripts.errors import resumable
 from scripts.racing import Request, entry_for, run_race
@@ -40,9 +41,8 @@ def create(
     earlier: list[Path],
 ) -> tuple[Store, Request, Path]:
     """A new study, what was asked for and the run's folder; ValueError where that cannot be."""
-    names = [_with_fidelity(name, fidelity) for name in _split(searchers)]
-    asked = Request(**request, searchers=names, space={})
-    _check(asked)
+    asked = Request(**request, searchers=entries(searchers, fidelity), space={})
+    check_request(asked)
     check_folders(earlier, out)
     asked, store, folder = _create(asked, _split(knobs), ranges, out, earlier)
     return store, asked, folder
@@ -56,7 +56,7 @@ def race(
     *,
     is_quiet: bool,
     as_json: bool,
-    with_page: bool,
+    page: bool,
 ) -> None:
     """Run it to its end, or to where a signal stops it well, and say what came of it."""
     for line in [] if is_quiet or as_json else store.meta("earlier") or []:
@@ -66,13 +66,18 @@ def race(
         stopping_signals() as stopper,
         ExitStack() as stack,
     ):
-        server = stack.enter_context(_page(folder)) if with_page else None
+        server = stack.enter_context(with_page(folder)) if page else None
         run_race(stack, store, request, folder, console, is_quiet or as_json, stopper)
         _tell(folder, console, as_json)
         if server is not None and console.is_terminal:
             console.print("The page stays until Ctrl-C.")
             with suppress(Stopped):
                 server.wait()
+
+
+def entries(searchers: str, fidelity: str) -> list[str]:
+    """The entries that a list of names stands for, each with a fidelity."""
+    return [_with_fidelity(name, fidelity) for name in _split(searchers)]
 
 
 def _split(text: str) -> list[str]:
@@ -85,14 +90,15 @@ def _with_fidelity(name: str, fidelity: str) -> str:
     return name if entry == Entry.parse(name) else str(entry)
 
 
-def _check(request: Request) -> None:
+def check_request(request: Request | CommandRequest) -> None:
+    """Raise ValueError where a number of what was asked for makes no sense."""
     if not request.searchers:
         raise ValueError("--searchers needs at least one name, such as grid,random,bayes")
     entries = [str(Entry.parse(name)) for name in request.searchers]
     if len(set(entries)) < len(entries):
         raise ValueError(f"--searchers names one twice: {','.join(request.searchers)}")
     for flag, value in (("--seeds", request.seeds), ("--epochs", request.epochs)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{flag} is at least 1, got {value}")
     if request.shared_start < 0:
         raise ValueError(f"--shared-start is at least 0, got {request.shared_start}")
@@ -110,7 +116,7 @@ def _check(request: Request) -> None:
 
 
 @contextmanager
-def _page(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def with_page(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A server of the run's page: another process, which reads the study and never locks it."""
     script = Path(__file__).with_name("page.py")
     server = subprocess.Popen(
@@ -161,7 +167,7 @@ def _create(
 ) -> tuple[Request, Store, Path]:
     """Check what can be checked without a device, and make the run's folder and study."""
     if out is not None:
-        _check_out(out)
+        check_out(out)
     if request.landscape is not None:
         where = request.landscape
         if where.endswith((".npz", ".onnx")):
@@ -185,8 +191,8 @@ def _create(
         entry_for(name, space, request.seed, request)
     request = replace(request, space=space.to_json())
     known, about = read_earlier(earlier, space, request)
-    folder = out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    _check_out(folder)
+    folder = out or default_folder(kind)
+    check_out(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,24 +211,30 @@ def _create(
     return request, store, folder
 
 
-def _check_out(folder: Path) -> None:
+def default_folder(kind: str) -> Path:
+    """Where a run lies for which nobody named a folder."""
+    return Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_out(folder: Path) -> None:
+    """Raise ValueError where there is something in the folder already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder} is not an empty folder; choose another --out, or --resume {folder}"
         )
 
 
-def reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request]:
+def reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request | CommandRequest]:
     """The study in a folder and what was asked for; only the budget may be another."""
     store = Store(folder / "study.sqlite", create=False)
     try:
         kept = store.meta("request")
         if not isinstance(kept, dict):
             raise ValueError(f"{folder} holds a study, but not a race that can be resumed")
-        request = Request(**kept)
+        request = CommandRequest(**kept) if "command" in kept else Request(**kept)
         if budget_minutes is not None:
             request = replace(request, budget_minutes=budget_minutes)
-            _check(request)
+            check_request(request)
             store.set_meta("request", vars(request))
             for row in store.runs():
                 store.set_budget(row.id, to_ns(budget_minutes))
@@ -237,8 +249,9 @@ def reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request]:
     return store, request
 
 
-def _commit_every(request: Request) -> float:
-    return _REPLAY_COMMIT_S if request.landscape else 0.0
+def _commit_every(request: Request | CommandRequest) -> float:
+    is_replay = isinstance(request, Request) and request.landscape is not None
+    return _REPLAY_COMMIT_S if is_replay else 0.0
 
 
 def _minutes_note(summary: dict[str, Any]) -> str:

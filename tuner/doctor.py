@@ -24,7 +24,7 @@ from tuner.budget import Kind, to_minutes
 from tuner.confirm import worth_keeping
 from tuner.history import History
 from tuner.reader import RunRow, StudyReader, disarm, journal_of, look_at, still_copy, study_file
-from tuner.report import Outcome, curves_csv, run_summary, trials_csv
+from tuner.report import Outcome, as_told, curves_csv, run_summary, trials_csv
 from tuner.schema import (
     COLUMNS,
     SCHEMA_VERSION,
@@ -34,7 +34,11 @@ from tuner.schema import (
     select,
 )
 from tuner.store import HELD_BYTES, held_ns
-from tuner.trial import Checkpoint, Trial
+from tuner.trial import SIGNS, Checkpoint, Trial
+from tuner.workers.checkpoints import SUFFIX as FOLDER_SUFFIX
+from tuner.workers.checkpoints import read_manifest
+
+_SUFFIXES = (".safetensors", FOLDER_SUFFIX)
 
 _COMPARED = (
     *("trials", "states", "best_score", "best_trial", "best_config", "minutes_spent", "ledger"),
@@ -370,9 +374,7 @@ def _checkpoints(
                 yield Finding(Severity.DAMAGE, f"{who} {problem}", advice)
             elif problem and problem != "is missing":
                 yield Finding(Severity.NOTE, f"{who} {problem}", "nobody needs it any more")
-    orphans = [
-        p.name for p in place.glob("*") if p.suffix == ".safetensors" and p.name not in named
-    ]
+    orphans = [p.name for p in place.glob("*") if p.suffix in _SUFFIXES and p.name not in named]
     if orphans:
         what = f"{len(orphans)} checkpoint(s) that no row names, such as {sorted(orphans)[0]}"
         yield Finding(
@@ -382,6 +384,8 @@ def _checkpoints(
 
 def _problem_of(place: Path, mark: Checkpoint) -> str:
     """What is wrong with a checkpoint; empty where nothing is."""
+    if mark.name.endswith(FOLDER_SUFFIX):
+        return _problem_of_folder(place / mark.name, mark)
     try:
         with open(place / mark.name, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -390,6 +394,14 @@ def _problem_of(place: Path, mark: Checkpoint) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "" if found == mark.sha256 else "is not as it was written: its SHA-256 does not fit"
+
+
+def _problem_of_folder(folder: Path, mark: Checkpoint) -> str:
+    try:
+        read_manifest(folder, mark.sha256)
+    except (ValueError, OSError) as error:
+        return f"is not as it was written: {error}" if folder.exists() else "is missing"
+    return ""
 
 
 def _leftovers(folder: Path) -> Iterator[Finding]:
@@ -410,10 +422,12 @@ def _files(
         for trial in trials[row.id]:
             history.restore(trial)
         outcomes.append(Outcome(row, history, study.budget(row).ledger, row.test_score))
+    sign = SIGNS.get(str(study.meta("mode")), 1.0)
+    shown = [as_told(outcome, sign) for outcome in outcomes]
     differing = []
     for name, expected in (("trials.csv", trials_csv), ("curves.csv", curves_csv)):
         with suppress(FileNotFoundError):
-            if outcomes and (folder / name).read_bytes() != expected(outcomes).encode():
+            if outcomes and (folder / name).read_bytes() != expected(shown).encode():
                 differing.append(name)
     with suppress(FileNotFoundError):
         text = (folder / "summary.json").read_text(errors="replace")
@@ -421,7 +435,7 @@ def _files(
             told = [_compared(run) for run in json.loads(text)["runs"]]
         except (ValueError, KeyError, TypeError):
             told = []
-        if told != [_compared(run_summary(outcome)) for outcome in outcomes]:
+        if told != [_compared(run_summary(outcome, sign)) for outcome in outcomes]:
             differing.insert(0, "summary.json")
     if differing:
         what = f"{', '.join(differing)} do not say what the study says"

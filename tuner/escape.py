@@ -7,6 +7,7 @@ page. On the page itself text is only ever text (`textContent`), which the brows
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from typing import Any
@@ -50,6 +51,11 @@ def in_csv(cell: Any) -> Any:
 def in_picture(text: str) -> str:
     """Text for matplotlib, which would read formulas between dollars in it."""
     return visible(text).replace("$", r"\$")
+
+
+def in_html(text: str) -> str:
+    """Text between tags or in a quoted attribute of HTML, where no script sets it as text."""
+    return html.escape(visible(text))
 
 
 def in_json(text: str) -> str:

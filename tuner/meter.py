@@ -35,6 +35,7 @@ class DeviceMeter:
 
     def __init__(self, now_ns: int) -> None:
         self._start = self._now = now_ns
+        self._is_over = False
         self._claims: dict[int, int] = {}
         self._idle = 0
 
@@ -50,7 +51,17 @@ class DeviceMeter:
 
     def held_at(self, now_ns: int) -> int:
         """How long it will have been held at `now_ns`, without accounting for it yet."""
-        return max(now_ns, self._now) - self._start
+        return self.held_ns if self._is_over else max(now_ns, self._now) - self._start
+
+    def end(self, now_ns: int) -> None:
+        """From `now_ns` on nobody holds the device: it is gone. What was used can be settled."""
+        self.advance(now_ns)
+        self._is_over = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the device is held no more."""
+        return self._is_over
 
     def has(self, key: int) -> bool:
         """Whether `key` is active."""
@@ -59,7 +70,7 @@ class DeviceMeter:
     def advance(self, now_ns: int) -> None:
         """Account for the time since the last reading."""
         passed = now_ns - self._now
-        if passed <= 0:
+        if passed <= 0 or self._is_over:
             return
         self._now = now_ns
         if not self._claims:

@@ -25,7 +25,7 @@ from tuner.importance import (
     stands_out,
 )
 from tuner.progress import at, progress
-from tuner.report import Outcome, lines_of, main_knobs
+from tuner.report import SCORE_NAME, Outcome, lines_of, main_knobs
 from tuner.space import Choice, Domain, Float, Int, SearchSpace
 from tuner.trial import Trial, TrialState
 
@@ -36,7 +36,13 @@ _POINT: dict[str, Any] = {"markersize": 5, "markeredgewidth": 0}
 _RING: dict[str, Any] = {"markersize": 3.4, "markeredgewidth": 0.8, "markerfacecolor": "none"}
 
 
-def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) -> None:
+def draw_race(
+    path: Path,
+    outcomes: Sequence[Outcome],
+    unit: str,
+    title: str,
+    score_name: str = SCORE_NAME,
+) -> None:
     """Write a PNG: a panel of best-so-far lines over a panel of probes for each searcher."""
     names = list(dict.fromkeys(o.row.searcher for o in outcomes))
     figure = Figure(figsize=(max(9.0, 3.6 * len(names)), 8.2), layout="constrained")
@@ -54,7 +60,7 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
     for name in names:
         _draw_lines(axes, [o for o in outcomes if o.row.searcher == name], colours[name], floor)
     axes.set_xlabel(unit)
-    axes.set_ylabel("validation accuracy")
+    axes.set_ylabel(score_name)
     short = any(_is_short(t) for o in outcomes for t in o.history.trained)
     rings = "; rings did not get to the end" if short else ""
     axes.set_title(f"best so far (line) and every trial (points{rings})", loc="left", fontsize=11)
@@ -67,7 +73,7 @@ def draw_race(path: Path, outcomes: Sequence[Outcome], unit: str, title: str) ->
         title=f"median and quartiles of {seeds} seeds" if seeds > 1 else None,
         title_fontsize=9,
     )
-    _draw_probes(bottom, names, outcomes, floor)
+    _draw_probes(bottom, names, outcomes, floor, score_name == SCORE_NAME)
     for one in figure.findobj(Axes):
         one.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
@@ -133,7 +139,11 @@ def _draw_ranks(
 
 
 def _draw_probes(
-    figure: Any, names: Sequence[str], outcomes: Sequence[Outcome], floor: float
+    figure: Any,
+    names: Sequence[str],
+    outcomes: Sequence[Outcome],
+    floor: float,
+    are_fractions: bool,
 ) -> None:
     space = outcomes[0].row.space
     x, y = main_knobs(outcomes)
@@ -168,7 +178,8 @@ def _draw_probes(
     panels[0].set_ylabel(in_picture(y) if y != x else "")
     if shown is not None:
         bar = figure.colorbar(shown, ax=list(panels), pad=0.01, aspect=25)
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        if are_fractions:
+            bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         bar.outline.set_visible(False)
 
 
@@ -200,7 +211,11 @@ def _scale(panel: Axes, side: str, domain: Domain) -> None:
 
 
 def draw_effects(
-    path: Path, outcomes: Sequence[Outcome], found: Mapping[str, Any] | None, title: str
+    path: Path,
+    outcomes: Sequence[Outcome],
+    found: Mapping[str, Any] | None,
+    title: str,
+    score_name: str = SCORE_NAME,
 ) -> None:
     """Write a PNG with a panel for each knob: scores over its values, and quartiles in its cells.
 
@@ -230,7 +245,7 @@ def draw_effects(
     is_clipped = any(t.score is not None and t.score < floor for t in trials)
     note = f"\n(below {floor:.2f}: at the edge)" if is_clipped else ""
     for panel in panels[:, 0]:
-        panel.set_ylabel(f"validation accuracy{note}")
+        panel.set_ylabel(f"{score_name}{note}")
     panels.flat[0].plot([], "o", ms=4, mfc="none", mec="#666666", label="shorter training")
     figure.legend(
         *panels.flat[0].get_legend_handles_labels(),

@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from tuner.confirm import Expected, chosen, mean_score
 from tuner.escape import in_csv, in_json
 from tuner.fidelity import first_rung
 from tuner.files import write_atomically
-from tuner.history import HistoryView
+from tuner.history import History, HistoryView
 from tuner.importance import importance
 from tuner.progress import Line, race_progress
 from tuner.reader import RunRow
 from tuner.terrain import Terrain
-from tuner.trial import Trial, TrialState
+from tuner.trial import Trial, TrialState, negated
 from tuner.verdict import verdict
 
 
@@ -102,8 +102,18 @@ def main_knobs(outcomes: Sequence[Outcome]) -> tuple[str, str]:
     return names[first], names[second]
 
 
-def run_summary(outcome: Outcome) -> dict[str, Any]:
-    """One entry of `runs` in summary.json. Scores are fractions, times are minutes."""
+def as_told(outcome: Outcome, sign: float) -> Outcome:
+    """The same with the scores that were told, for tables: -1 is the sign of a minimised one."""
+    if sign > 0:
+        return outcome
+    history = History(outcome.row.max_epochs, outcome.row.budget_ns)
+    for trial in outcome.history:
+        history.restore(negated(trial))
+    return replace(outcome, history=history)
+
+
+def run_summary(outcome: Outcome, sign: float = 1.0) -> dict[str, Any]:
+    """One entry of `runs` in summary.json. Scores are as they were told, times are minutes."""
     history, best, winner = outcome.history, outcome.history.best, outcome.winner
     expected, returned, trained = outcome.expected, outcome.returned_ns, history.trained
     return {
@@ -111,10 +121,12 @@ def run_summary(outcome: Outcome) -> dict[str, Any]:
         "seed": outcome.row.seed,
         "trials": len(trained),
         "states": dict(sorted(Counter(t.state.name for t in trained).items())),
-        "best_score": None if best is None else best.score,
+        "best_score": None if best is None or best.score is None else sign * best.score,
         "best_trial": None if winner is None else winner.number,
         "best_config": None if winner is None else dict(winner.config),
-        "expected_score": None if expected is None else expected.to_json(),
+        "expected_score": None
+        if expected is None
+        else replace(expected, mean=sign * expected.mean).to_json(),
         "confirmations": sum(t.confirms is not None for t in history),
         "test_score": outcome.test_score,
         "value": outcome.value,
@@ -122,7 +134,7 @@ def run_summary(outcome: Outcome) -> dict[str, Any]:
         "minutes_returned": None if returned is None else to_minutes(returned),
         "ledger": {kind.value: to_minutes(ns) for kind, ns in outcome.ledger.items()},
         "fallbacks": sum(bool(t.note) for t in trained),
-        "best_so_far": [[to_minutes(ns), score] for ns, score in best_so_far(history)],
+        "best_so_far": [[to_minutes(ns), sign * score] for ns, score in best_so_far(history)],
     }
 
 
@@ -226,6 +238,7 @@ def lines_of(outcomes: Sequence[Outcome]) -> dict[str, list[Line]]:
 
 
 TEST_ACCURACY = "test accuracy"
+SCORE_NAME = "validation accuracy"
 
 
 def worth(terrain: Terrain, incumbent: Trial | None, seed: int, trainings: int = 1) -> float | None:

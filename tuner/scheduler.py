@@ -564,7 +564,10 @@ def mark_interrupted(history: History, recorder: Recorder, runner_keeps: bool) -
                 clock=trial.clock if runner_keeps else None,
             )
     if not runner_keeps and recorder.store is not None:
-        lost = recorder.store.held(recorder.run) - recorder.budget.spent_ns
+        # No further than the budget goes: past the deadline no batch begins, and it was the driver
+        # that held on, until it died.
+        held = recorder.store.held(recorder.run) - recorder.budget.spent_ns
+        lost = min(held, recorder.budget.remaining_ns)
         if lost > 0:
             recorder.charge({Kind.LOST: lost}, None)
     recorder.commit()

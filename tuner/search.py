@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from tuner.callbacks import Callback, calling, check_callbacks
 from tuner.confirm import with_confirmations
 from tuner.entry import ETA
 from tuner.fidelity import FullFidelity
@@ -18,7 +19,14 @@ from tuner.scheduler import Scheduler
 from tuner.space import Domain, SearchSpace
 from tuner.stop_rule import check_stop, with_stop
 from tuner.study import Study
-from tuner.workers.functions import Workers, locate, refuse_while_loading, takes_checkpoint
+from tuner.warm_start import EarlierStudy
+from tuner.workers.functions import (
+    FunctionSetup,
+    Workers,
+    locate,
+    refuse_while_loading,
+    takes_checkpoint,
+)
 from tuner.workers.pool import WorkerPool
 from tuner.workers.runner import WorkerRunner
 
@@ -37,8 +45,9 @@ def tune(
     mode: str = "max",
     confirm: int = 0,
     stop: str = "never",
-    warm_start: str | Path | Sequence[str | Path] = (),
+    warm_start: str | Path | EarlierStudy | Sequence[str | Path | EarlierStudy] = (),
     on_change: Callable[[], None] = lambda: None,
+    callbacks: Sequence[Callback] = (),
     device: str | None = None,
     device_count: int | None = None,
     slots: int = 1,
@@ -46,6 +55,7 @@ def tune(
     gpu_memory_gib: float | None = None,
     hung_after_minutes: float | None = None,
     pickle: bool = False,
+    cluster: str | None = None,
 ) -> Study:
     """Spend a budget of minutes on finding the configuration that `train` scores best.
 
@@ -85,9 +95,11 @@ def tune(
             a configuration the same random numbers.
         stop: "auto" ends the search when what its minutes could still find is less than the noise
             of a score; "never" spends them all.
-        warm_start: earlier studies, by their folders or files, whose results are taken over as
-            `Study.add_from` does; they cost nothing.
+        warm_start: earlier studies, by their folders or files or as read from Optuna, whose
+            results are taken over as `Study.add_from` does; they cost nothing.
         on_change: called after each epoch and each new trial.
+        callbacks: each called with the study as often, and once at the end; see
+            `tuner.callbacks`. Those of `tuner.integrations` log the trials elsewhere.
         device: where worker processes run it: "auto", "cpu", "cuda" (all GPUs) or "cuda:N"; None
             for this process.
         device_count: use so many of those; None for all.
@@ -97,6 +109,8 @@ def tune(
         hung_after_minutes: without a sign of life, after which a trial is ended; None for twenty
             times the longest wait so far, and at least a minute.
         pickle: send a copy of the function by cloudpickle, where it has no name to be found by.
+        cluster: the address of a Ray cluster, such as "auto", whose devices are meant: all of its
+            GPUs draw on the one budget.
 
     Returns:
         The study, closed if it was on disk, with `best`, `trials` and `to_csv`.
@@ -109,10 +123,13 @@ def tune(
     """
     refuse_while_loading()
     limits = (memory_gib, gpu_memory_gib, hung_after_minutes)
-    workers = None if device is None else Workers(device, device_count, slots, *limits, pickle)
+    workers = (
+        None if device is None else Workers(device, device_count, slots, *limits, pickle, cluster)
+    )
     if max_epochs is not None and max_epochs < 1:
         raise ValueError(f"max_epochs is at least 1 or None, got {max_epochs}")
-    check_stop(stop)  # refused before a file is made, as is:
+    check_stop(stop)  # refused before a file is made, as are:
+    check_callbacks(callbacks)
     with_confirmations(FullFidelity(), confirm)
     _check_function(train, workers)
     path: Path | None = None
@@ -131,11 +148,15 @@ def tune(
         budget_minutes=budget_minutes,
     )
     try:
-        for earlier in [warm_start] if isinstance(warm_start, str | Path) else warm_start:
+        one = (str, Path, EarlierStudy)
+        for earlier in [warm_start] if isinstance(warm_start, one) else warm_start:
             study.add_from(earlier)
         policy = with_confirmations(with_stop(study.policy, stop, study.space, seed), confirm)
-        with _running(study, train, workers, path) as (runner, warm_up_ns):
-            scheduler = study.scheduler(runner, policy, on_change)
+        with (
+            _running(study, train, workers, path) as (runner, warm_up_ns),
+            calling(callbacks, study, on_change) as changed,
+        ):
+            scheduler = study.scheduler(runner, policy, changed)
             scheduler.pay_warm_up(warm_up_ns)
             with _gently(scheduler) if workers else nullcontext():
                 scheduler.run()
@@ -164,18 +185,31 @@ def _running(
     with TemporaryDirectory() if path is None else nullcontext(path.parent) as folder:
         where = locate(train, pickle=workers.pickle)
         setup = workers.setup(where, study.sign, Path(folder) / "checkpoints")
-        with WorkerPool(setup, workers.slots) as pool:
+        with _pool(setup, workers) as pool:
             marks = [m for t in study.history for m in (t.checkpoint, t.midway) if m]
             pool.sweep({mark.name for mark in marks})
             warm_up_ns = pool.start()
             yield WorkerRunner(pool, f"{study.seed}"), warm_up_ns
 
 
+def _pool(setup: FunctionSetup, workers: Workers) -> WorkerPool:
+    if workers.cluster is None:
+        return WorkerPool(setup, workers.slots)
+    from tuner.workers.cluster import RayPool, find_places
+
+    return RayPool(setup, find_places(workers.device, workers.device_count), workers.slots)
+
+
 def _check_function(train: TrainFunction, workers: Workers | None) -> None:
     """Raise ValueError where it cannot be run as it is to be."""
     if workers is not None:
         locate(train, pickle=workers.pickle)
-        workers.find_devices()
+        workers.check()
+        if workers.cluster is not None:
+            from tuner.workers.cluster import connect, find_places
+
+            connect(workers.cluster)
+            find_places(workers.device, workers.device_count)
     elif takes_checkpoint(train):
         raise ValueError(
             "train asks for a checkpoint, which only worker processes have: pass a device, such "

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tuner.budget import Budget, Kind, to_minutes, to_ns
 from tuner.confirm import Expected, chosen, expected_score
 from tuner.entry import ETA, make_entry
-from tuner.escape import in_csv
 from tuner.fidelity import UNLIMITED, FidelityPolicy, FullFidelity
 from tuner.history import History, HistoryView
 from tuner.naming import pick
@@ -23,10 +22,12 @@ from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.seeding import trial_seed
 from tuner.space import Config, Domain, SearchSpace
 from tuner.store import Store
-from tuner.trial import ADDED, Observation, Trial, TrialState
-from tuner.warm_start import read_study, take_over
+from tuner.tables import to_frame, write_csv
+from tuner.trial import ADDED, SIGNS, Observation, Trial, TrialState, negated
+from tuner.warm_start import EarlierStudy, Taken, read_study, take_over
 
-SIGNS = {"max": 1.0, "min": -1.0}
+if TYPE_CHECKING:
+    import pandas
 
 
 class Study:
@@ -67,7 +68,7 @@ class Study:
     ) -> None:
         self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
         self.sign = pick(mode, SIGNS, "mode")
-        self.seed = seed
+        self.entry, self.seed = searcher, seed
         self.searcher, self.policy = make_entry(
             searcher, self.space, seed, epochs=max_epochs, min_epochs=min_epochs, eta=eta
         )
@@ -221,7 +222,7 @@ class Study:
         self.tell(number, score, minutes)
         return self._outward(self._history[number])
 
-    def add_from(self, path: str | Path) -> tuple[Trial, ...]:
+    def add_from(self, earlier: str | Path | EarlierStudy) -> tuple[Trial, ...]:
         """Take over what an earlier study found, and return those trials; they cost nothing.
 
         What fits into the space is taken, of all its runs: `tuner.warm_start` has the rules. Each
@@ -229,28 +230,40 @@ class Study:
         may be one of them. A study is taken over once: the next time nothing happens.
 
         Args:
-            path: a folder with a `study.sqlite`, or the file itself; it may be in use.
+            earlier: a folder with a `study.sqlite`, or the file itself, which may be in use; or
+                what `tuner.integrations.optuna.read_study` returns.
 
         Raises:
             ValueError: no study there, this one itself, one that maximises where this minimises,
                 or nothing in it that fits; and which knob or range is off.
         """
-        earlier = read_study(Path(path))
-        if self._store is not None and self._store.path.samefile(earlier.path):
-            raise ValueError(f"{earlier.path} is this study itself, which knows its own results")
+        if not isinstance(earlier, EarlierStudy):
+            earlier = read_study(Path(earlier))
+            if self._store is not None and self._store.path.samefile(earlier.path):
+                raise ValueError(
+                    f"{earlier.path} is this study itself, which knows its own results"
+                )
+        return tuple(self._outward(t) for t in self.take_over(earlier).trials)
+
+    def take_over(self, earlier: EarlierStudy) -> Taken:
+        """As `add_from`, and also how many were left out and why.
+
+        The trials that it returns have scores as the searcher maximises them. Raises ValueError as
+        `add_from` does.
+        """
         if (earlier.mode == "min") != (self.sign < 0):
             raise ValueError(
                 f"{earlier.path} has mode={earlier.mode!r}: its scores are not of this study's kind"
             )
         known = {t.source for t in self._history}
         if earlier.name in known:
-            return ()
+            return Taken(earlier.name, (), {})
         first, length = len(self._history), self._history.max_epochs
         (taken,) = take_over([earlier], self.space, length, first=first, known=known)
         for trial in taken.trials:
             self._history.adopt(trial)
         self._recorder.commit()
-        return tuple(self._outward(t) for t in taken.trials)
+        return taken
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -283,6 +296,10 @@ class Study:
         """All trials, with scores as they were told."""
         return tuple(self._outward(t) for t in self._history)
 
+    def trial(self, number: int) -> Trial:
+        """One of them."""
+        return self._outward(self._history[number])
+
     @property
     def best(self) -> Trial | None:
         """The trial with the best score, results from before included; None before the first.
@@ -305,24 +322,22 @@ class Study:
 
     def to_csv(self, path: str | Path) -> None:
         """Write a row per trial: number, state, epochs, score, minutes, knobs, reason."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            names = map(in_csv, self.space)
-            writer.writerow(["trial", "state", "epochs", "score", "minutes", *names, "reason"])
-            for t in self.trials:
-                minutes = to_minutes(t.paid_ns)
-                knobs = [t.config[name] for name in self.space]
-                writer.writerow(
-                    [
-                        t.number,
-                        t.state.name,
-                        t.epoch,
-                        t.score,
-                        minutes,
-                        *map(in_csv, knobs),
-                        in_csv(t.remark),
-                    ]
-                )
+        write_csv(Path(path), self.trials, list(self.space))
+
+    def to_frame(self, *, epochs: bool = False) -> pandas.DataFrame:
+        """The same as a frame of pandas', or with `epochs` a row an epoch.
+
+        Raises ValueError where pandas is not installed.
+        """
+        return to_frame(self.trials, list(self.space), epochs=epochs)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from tuner.notebook import study_html  # and what that needs, when somebody looks
+        from tuner.report import best_so_far
+
+        line = [(to_minutes(ns), self.sign * score) for ns, score in best_so_far(self.history)]
+        return study_html(self.entry, self.trials, self.best, self.minutes_spent, line)
 
     def close(self) -> None:
         """Let go of the file, where there is one. Reading goes on; `ask` and `tell` do not."""
@@ -342,10 +357,7 @@ class Study:
         self.close()
 
     def _outward(self, trial: Trial) -> Trial:
-        if self.sign == 1.0:
-            return trial
-        curve = tuple(o._replace(score=-o.score) for o in trial.curve)
-        return replace(trial, curve=curve)
+        return trial if self.sign == 1.0 else negated(trial)
 
     def scheduler(
         self, runner: Runner, policy: FidelityPolicy, on_change: Callable[[], None]

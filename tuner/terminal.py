@@ -17,6 +17,7 @@ from tuner.budget import to_minutes
 from tuner.escape import MOST_SHOWN, visible
 from tuner.race import Race, Run
 from tuner.space import Config
+from tuner.trial import Trial
 
 _FRAMES_S = 0.2
 _LINES_S = 10.0
@@ -29,10 +30,12 @@ class LiveView:
         console: a terminal gets a live table, anything else a line every ten seconds.
         unit: what the minutes are called.
         quiet: show nothing.
+        sign: -1 where a lower score is better to the user.
     """
 
-    def __init__(self, console: Console, unit: str, *, quiet: bool) -> None:
+    def __init__(self, console: Console, unit: str, *, quiet: bool, sign: float = 1.0) -> None:
         self._console, self._unit, self._quiet = console, unit, quiet
+        self._sign = sign
         self._race: Race | None = None
         self._drawn = 0.0
         self._live: Live | None = None
@@ -68,7 +71,7 @@ class LiveView:
         if self._live is not None:
             self._live.update(self._table(self._race), refresh=True)
         elif self._race.current is not None:
-            say(self._console, _line(self._race.current))
+            say(self._console, self._line(self._race.current))
 
     def _table(self, race: Race) -> Table:
         table = Table(
@@ -91,10 +94,23 @@ class LiveView:
                 ProgressBar(total=total, completed=spent, width=24),
                 f"{to_minutes(total - spent):.2f} left",
                 str(len(scheduler.history.trained)),
-                "" if best is None or best.score is None else f"{best.score:.4f}",
+                self._best(best, ""),
                 _cell(_training(run), None) if run is race.current else state,
             )
         return table
+
+    def _line(self, run: Run) -> str:
+        best = self._best(run.scheduler.history.best, "no score yet", "best ")
+        spent, total = run.scheduler.budget.spent_ns, run.row.budget_ns or 0
+        return (
+            f"{_label(run)}: {to_minutes(spent):.2f} of {to_minutes(total):.2f} minutes, "
+            f"{len(run.scheduler.history.trained)} trials, {best}"
+        )
+
+    def _best(self, trial: Trial | None, nothing: str, before: str = "") -> str:
+        if trial is None or trial.score is None:
+            return nothing
+        return f"{before}{self._sign * trial.score:.4f}"
 
 
 def _around(runs: Sequence[Run], current: Run) -> Sequence[Run]:
@@ -110,16 +126,6 @@ def _label(run: Run) -> str:
 def _training(run: Run) -> str:
     return "; ".join(
         f"#{t.number} epoch {t.epoch + 1}: {describe(t.config)}" for t in run.scheduler.in_flight
-    )
-
-
-def _line(run: Run) -> str:
-    best = run.scheduler.history.best
-    score = "no score yet" if best is None or best.score is None else f"best {best.score:.4f}"
-    spent, total = run.scheduler.budget.spent_ns, run.row.budget_ns or 0
-    return (
-        f"{_label(run)}: {to_minutes(spent):.2f} of {to_minutes(total):.2f} minutes, "
-        f"{len(run.scheduler.history.trained)} trials, {score}"
     )
 
 

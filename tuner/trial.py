@@ -5,10 +5,13 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tuner.space import Config
+
+SIGNS = {"max": 1.0, "min": -1.0}
+"""By the mode of a study, what turns its scores into those of which a higher one is better."""
 
 ADDED = "added"
 """The source of a result that was added by hand, which may have cost this search something."""
@@ -161,3 +164,8 @@ class Trial:
         origin = self.source if self.source in ("", ADDED) else f"from {self.source}"
         purpose = "" if self.confirms is None else f"confirms trial {self.confirms}"
         return "; ".join(filter(None, [self.reason, self.note, origin, purpose]))
+
+
+def negated(trial: Trial) -> Trial:
+    """The same trial with its scores negated, as a minimised objective has them at the border."""
+    return replace(trial, curve=tuple(o._replace(score=-o.score) for o in trial.curve))

@@ -19,13 +19,14 @@ class EarlierStudy:
 
     Attributes:
         name: of its folder, or of its file where that has a name of its own.
+        path: where it is, to be named where something is wrong with it.
         runs: the full length of a training, None for no limit, and the trials of each run.
         mode: "max", or "min" where its scores are negated losses.
         request: what `scripts/tune.py` was asked for; empty where the study is a library's.
     """
 
     name: str
-    path: Path
+    path: Path | str
     runs: Sequence[tuple[int | None, Sequence[Trial]]]
     mode: str
     request: Mapping[str, Any]
@@ -43,6 +44,12 @@ class Taken:
     name: str
     trials: Sequence[Trial]
     left_out: Mapping[str, int]
+
+    def __str__(self) -> str:
+        """How many were taken over, how many were not, and why."""
+        count = len(self.trials)
+        text = f"{count} result{'' if count == 1 else 's'} from {self.name}"
+        return f"{text}; left out: {in_words(self.left_out)}" if self.left_out else text
 
     @property
     def best(self) -> Trial | None:

@@ -295,7 +295,7 @@ class ScriptedPool(TrainingPool):
         self._width = layout.width
         self.world = world
         self._step_ns, self._batches = world.habits.batch * layout.slots, world.habits.batches
-        self._spawn_all(layout.workers)
+        self.spawn_all(layout.workers)
         self.wait_until_ready()
 
     def messages(self) -> Iterator[tuple[PooledWorker, dict[str, Any] | None]]:

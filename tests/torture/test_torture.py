@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from scripts import torture
 from tests.torture.campaign import Campaign, Found
 from tests.torture.registry import CAMPAIGNS
+from tests.torture.spending import Study
+from tuner.seeding import derive_seed
 
 SEED = 0
 
@@ -64,3 +66,9 @@ def test_the_command_keeps_what_it_does_not_run_and_says_what_failed(monkeypatch
     ]
     wrong = runner.invoke(torture.app, ["--only", "P99", "--out", str(tmp_path)])
     assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize("number", [88, 138, 450, 665])
+def test_studies_that_once_overspent_do_so_no_more(tmp_path, number):
+    """A driver that stalled while it gave an order, and one killed past its deadline."""
+    assert Study(derive_seed(0, "budgets", number), tmp_path).go() == []

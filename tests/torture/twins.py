@@ -27,8 +27,9 @@ from tuner.space import Choice, Float, Int, SearchSpace
 from tuner.store import Store
 
 INTERRUPTIONS = (0, 1, 3, 10)
-OWN = sorted(s for s, where in SEARCHERS.items() if "optuna" not in where)
-OPTUNAS = sorted(SEARCHERS.keys() - set(OWN)) if importlib.util.find_spec("optuna") else []
+OF_OPTUNA = sorted(s for s, where in SEARCHERS.items() if "optuna" in where)
+OWN = sorted(SEARCHERS.keys() - {*OF_OPTUNA, "vizier"})  # a proposal takes that one seconds
+OPTUNAS = OF_OPTUNA if importlib.util.find_spec("optuna") else []
 ENTRIES = tuple(
     f"{searcher}+{policy}" if searcher not in DECIDES_ITSELF else searcher
     for searcher in OWN + OPTUNAS

@@ -17,6 +17,7 @@ from tuner.importance import effects, in_words, interesting_floor, measured, sta
 from tuner.page.assets import STATIC, plotly_script
 from tuner.page.belief import belief
 from tuner.page.film import Scene, film, surface
+from tuner.report import SCORE_NAME
 from tuner.space import Config, SearchSpace
 from tuner.terrain import Terrain
 
@@ -39,6 +40,7 @@ def write_report(
     verdict: dict[str, Any],
     pair: tuple[str, str],
     importance: Mapping[str, Any] | None = None,
+    score_name: str = SCORE_NAME,
 ) -> None:
     """Write the page with the film, the landscape over some pairs of knobs, and some beliefs.
 
@@ -46,7 +48,14 @@ def write_report(
     `importance` is that of summary.json.
     """
     content = film(
-        "finished", title, scenes, device=device, unit=unit, terrain=terrain, verdict=verdict
+        "finished",
+        title,
+        scenes,
+        device=device,
+        unit=unit,
+        terrain=terrain,
+        verdict=verdict,
+        score_name=score_name,
     )
     pairs = _pairs(scenes[0].row.space, pair)
     content["surfaces"] = [] if terrain is None else [surface(terrain, x, y) for x, y in pairs]

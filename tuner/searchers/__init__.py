@@ -18,6 +18,7 @@ SEARCHERS = {
     "tpe": "tuner.searchers.optuna_samplers:tpe",
     "cmaes": "tuner.searchers.optuna_samplers:cmaes",
     "optuna-gp": "tuner.searchers.optuna_samplers:gp",
+    "vizier": "tuner.searchers.vizier:VizierSearcher",
 }
 _ANY_OF_OPTUNA = "optuna:"
 

@@ -118,7 +118,7 @@ class TrialCheckpoint:
         """Go on from a checkpoint; raises DamagedCheckpointError where it is not what was saved."""
         folder = self._directory / name
         try:
-            manifest = _read_manifest(folder, sha256)
+            manifest = read_manifest(folder, sha256)
             self.epoch, self.folder = int(manifest["epoch"]), folder
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DamagedCheckpointError(f"checkpoint {name} is damaged: {error}") from error
@@ -146,8 +146,41 @@ def copy_into(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / name)
 
 
-def _read_manifest(folder: Path, sha256: str) -> Mapping[str, Any]:
-    """The manifest of a folder that holds what it lists, and nothing else."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """All files of a checkpoint by their names below it, to be sent; its manifest too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in _files(folder)}
+
+
+def write_files(directory: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Put a checkpoint that was sent in its place, whole or not at all; one that is there stays.
+
+    Raises ValueError where a name leads out of it, and CannotWriteError.
+    """
+    if (directory / name).exists():
+        return
+    making = directory / f".{name}-{os.getpid()}.tmp"
+    try:
+        making.mkdir()
+        for file, data in files.items():
+            path = making / file
+            if making.resolve() not in path.resolve().parents:
+                raise ValueError(f"a checkpoint's file cannot be called {file!r}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            _sync(path)
+        _sync(making)
+        making.rename(directory / name)
+        _sync(directory)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise CannotWriteError.of(directory / name, error) from error
+
+
+def read_manifest(folder: Path, sha256: str) -> Mapping[str, Any]:
+    """The manifest of a folder that holds what it lists, and nothing else.
+
+    Raises ValueError or OSError where it is not as it was saved.
+    """
     data = read_capped(folder / _MANIFEST, _MOST_MANIFEST)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("its list of files is not the one that was saved")

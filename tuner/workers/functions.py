@@ -59,6 +59,11 @@ class FunctionSetup(Setup):
     memory_gib: float | None = None
     gpu_memory_gib: float | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """All but its devices and its folder, which are another machine's; JSON."""
+        patience = {"hung_after_s": self.hung_after_s, "unknown_after_s": self.unknown_after_s}
+        return {**self.told(), **patience, "per_device": self.per_device}
+
     def told(self) -> dict[str, Any]:
         """The function, and its limits."""
         return {
@@ -89,6 +94,7 @@ class Workers:
         hung_after_minutes: without a sign of life, after which a trial is ended; None for twenty
             times the longest wait so far, and at least a minute.
         pickle: send a copy of the function, where it has no name to be found by.
+        cluster: the address of a Ray cluster, whose devices are meant; None for this machine's.
     """
 
     device: str
@@ -98,13 +104,14 @@ class Workers:
     gpu_memory_gib: float | None = None
     hung_after_minutes: float | None = None
     pickle: bool = False
+    cluster: str | None = None
 
     def setup(self, function: Mapping[str, Any], sign: float, directory: Path) -> FunctionSetup:
         """For workers that run what `locate` found, or a command.
 
         Raises ValueError where the devices are not there, or a number makes no sense.
         """
-        devices = self.find_devices()
+        devices = ["cpu"] if self.cluster else self.find_devices()
         patience_s = None if self.hung_after_minutes is None else 60.0 * self.hung_after_minutes
         return FunctionSetup(
             devices=tuple(devices),
@@ -118,9 +125,15 @@ class Workers:
             unknown_after_s=patience_s or math.inf,
         )
 
+    def check(self) -> None:
+        """Raise ValueError where a device of this machine is not there, or a number is none."""
+        self._check_numbers()
+        if self.cluster is None:
+            self.find_devices()
+
     def find_devices(self) -> list[str]:
-        """The devices that are meant; raises ValueError as `setup` does."""
-        self._check()
+        """The devices of this machine that are meant; raises ValueError as `check` does."""
+        self._check_numbers()
         devices = find_devices(self.device)
         if self.device_count is not None and self.device_count > len(devices):
             raise ValueError(
@@ -131,7 +144,7 @@ class Workers:
             raise ValueError("gpu_memory_gib limits a GPU's memory, and there is none in use")
         return devices[: self.device_count]
 
-    def _check(self) -> None:
+    def _check_numbers(self) -> None:
         for name in ("device_count", "slots"):
             number = getattr(self, name)
             if number is not None and number < 1:

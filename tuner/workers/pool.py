@@ -22,7 +22,7 @@ from tuner.workers import warden
 from tuner.workers.control import DEADLINE, END, PROGRESS, STRETCH, ControlBlock
 from tuner.workers.messages import check, receive, send
 
-_PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
+PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
 HUNG_AFTER_S = 60.0  # without a finished batch; or twenty times the usual, where longer
 _START_AFTER_S = 600.0  # for a start, a measurement or a test, which compile and load
 _USUAL_STRETCHES = 20
@@ -121,6 +121,8 @@ class WorkerPool:
         self.setup = setup
         setup.directory.mkdir(parents=True, exist_ok=True)
         self.workers: list[PooledWorker] = []
+        self.lost: set[int] = set()
+        """Devices that are gone for good, with the machine that they were in."""
         self._per_device, self._width = per_device, width
         self._jobs = 0
         self._warden: subprocess.Popen[bytes] | None = None
@@ -145,11 +147,13 @@ class WorkerPool:
     def start(self) -> int:
         """Start all workers; the device time that took, in ns."""
         began = time.monotonic_ns()
-        self._spawn_all(self._per_device)
+        self.spawn_all(self._per_device)
         self.wait_until_ready()
         return (time.monotonic_ns() - began) * len(self.setup.devices)
 
-    def _spawn_all(self, per_device: int) -> None:
+    def spawn_all(self, per_device: int | None = None) -> None:
+        """Have all workers start; `messages` says when each is ready."""
+        per_device = per_device or self._per_device
         for device in range(len(self.setup.devices)):
             for _ in range(per_device):
                 self.workers.append(self._spawn(len(self.workers), device))
@@ -179,7 +183,7 @@ class WorkerPool:
         """What workers said within a moment, oldest first; None where one died."""
         by_connection = {w.connection: w for w in self.workers}
         heard: list[tuple[int, PooledWorker, dict[str, Any] | None]] = []
-        for connection in wait_for(list(by_connection), timeout=_PATIENCE_S):
+        for connection in wait_for(list(by_connection), timeout=PATIENCE_S):
             worker = by_connection[connection]  # type: ignore[index]
             try:
                 while worker.connection.poll():
@@ -249,8 +253,11 @@ class WorkerPool:
         elif message["is"] == "crash":
             worker.last_words = str(message["reason"])
 
-    def restart(self, worker: PooledWorker) -> None:
-        """Start a new process in the place of one that died."""
+    def restart(self, worker: PooledWorker) -> bool:
+        """Start a new process in the place of one that died; False where its device is gone.
+
+        Raises WorkerStartError where that has failed again and again.
+        """
         reason = self.cause_of_death(worker)
         if worker.starts >= _MAX_STARTS:
             raise WorkerStartError(
@@ -267,6 +274,7 @@ class WorkerPool:
         worker.is_ready, worker.jobs, worker.last_words = False, {}, ""
         worker.busy_since, worker.is_hung, worker.ends_at = fresh.busy_since, False, 0
         worker.starts += 1
+        return True
 
     def cause_of_death(self, worker: PooledWorker) -> str:
         """Why a worker that closed its connection did so, in words."""
@@ -293,8 +301,12 @@ class WorkerPool:
         worker.busy_since = worker.busy_since or time.monotonic_ns()
         order = {**self._order("train", trial, key), "id": self._jobs, "place": place}
         with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
-            send(worker.connection, {**order, "until": until_epoch})
+            self.tell(worker, {**order, "until": until_epoch})
         return self._jobs
+
+    def tell(self, worker: PooledWorker, order: dict[str, Any]) -> None:
+        """Send an order; raises OSError where the worker is gone."""
+        send(worker.connection, order)
 
     def take(self, worker: PooledWorker, job: int) -> None:
         """A job is done: its place is free."""

@@ -38,7 +38,7 @@ class WorkerRunner:
     def __init__(self, pool: WorkerPool, key: str) -> None:
         self._pool, self._key = pool, key
         self._meters: list[DeviceMeter] = []
-        self._deadline = 0
+        self._deadline = self._allowance_ns = 0
         self._late: set[int] = set()  # jobs that were given when it had passed
         self._is_interrupted = False
         # Trials that went down with a worker together: one of them may be at fault.
@@ -82,7 +82,16 @@ class WorkerRunner:
         self._pool.wait_until_ready()
         now = time.monotonic_ns()
         self._meters = [DeviceMeter(now) for _ in self._pool.setup.devices]
-        self._deadline = now + allowance_ns // len(self._meters)
+        self._allowance_ns = allowance_ns
+        for device in self._pool.lost:
+            self._meters[device].end(now)
+        self._set_deadline(now)
+
+    def _set_deadline(self, now: int) -> None:
+        """When all devices that are there will together have used what is left."""
+        there = [meter for meter in self._meters if not meter.is_over]
+        left_ns = self._allowance_ns - sum(meter.held_at(now) for meter in self._meters)
+        self._deadline = now + left_ns // len(there)
         for worker in self._pool.workers:
             worker.block.words[DEADLINE] = self._deadline
 
@@ -122,7 +131,7 @@ class WorkerRunner:
         )
         now = time.monotonic_ns()
         job = self._pool.give(worker, trial, until_epoch, self._key)
-        if now > self._deadline:  # the driver was slow; no batch of it will begin
+        if time.monotonic_ns() > self._deadline:  # the driver was slow; no batch of it will begin
             self._late.add(job)
         self._meters[worker.device].claim(job, min(now, self._deadline))
         if self._is_interrupted:
@@ -210,8 +219,11 @@ class WorkerRunner:
                 self._most_together = max(1, len(jobs) // 2)
         elif jobs:
             self._unexplained = 0
-        self._pool.restart(worker)
-        meter.claim(worker.start_key, at)  # until it is ready: WARM_UP
+        if self._pool.restart(worker):
+            meter.claim(worker.start_key, at)  # until it is ready: WARM_UP
+        elif not meter.is_over:  # nobody holds it any more, and the others have what is left
+            meter.end(at)
+            self._set_deadline(at)
         return events
 
     def _event(self, worker: PooledWorker, job: Job, message: dict[str, Any]) -> Event:

@@ -1,0 +1,295 @@
+"""Workers on the machines of a Ray cluster, behind the face of the driver's own pool.
+
+An actor (`Host`) holds each device. The driver stays the only one that writes and the only one that
+charges: what comes over the wire is what a worker on this machine would say, and the checkpoint
+that it names; what goes is a trial, its configuration and the checkpoint that it goes on from.
+
+Readings of a node's monotonic clock are turned into readings of the driver's by an offset that is
+measured once: half a round trip is how far it can be off, at each of which a device changes hands.
+What a device was held for is always by the driver's own clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tuner.workers.checkpoints import read_files, read_manifest, write_files
+from tuner.workers.control import DEADLINE
+from tuner.workers.functions import FunctionSetup
+from tuner.workers.host import Host
+from tuner.workers.messages import check
+from tuner.workers.pool import PATIENCE_S, PooledWorker, WorkerPool, WorkerStartError
+
+_POLL_S = 5.0  # how long a host waits for something to say before it says nothing
+_START_S = 120.0
+_CLOSE_S = 10.0
+_PINGS = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device of a cluster: on which node, and how much of it an actor takes."""
+
+    node: str
+    address: str
+    kind: str  # cpu or cuda
+    cpus: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.address}"
+
+
+def connect(address: str) -> None:
+    """Join a Ray cluster: `auto`, `local` for one of this machine alone, or an address.
+
+    Raises ValueError where Ray is not installed, or there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("a cluster needs Ray: pip install 'tuner[ray]'") from None
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            include_dashboard=False if address == "local" else None,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(f"there is no Ray cluster at {address!r}: {error}") from error
+
+
+def find_places(device: str, device_count: int | None) -> list[Place]:
+    """The devices of the cluster that `auto`, `cpu` or `cuda` stands for.
+
+    Raises ValueError where it is none of these, or there are not so many.
+    """
+    import ray
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"on a cluster a device is auto, cpu or cuda, got {device!r}")
+    listed: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node for node in listed if node["Alive"]]
+    found: dict[str, list[Place]] = {"cuda": [], "cpu": []}
+    for node in sorted(nodes, key=lambda n: (n["NodeManagerAddress"], n["NodeID"])):
+        name, address, has = node["NodeID"], node["NodeManagerAddress"], node["Resources"]
+        found["cuda"] += [Place(name, address, "cuda", 0.0)] * int(has.get("GPU", 0))
+        if has.get("CPU", 0) >= 1:
+            found["cpu"].append(Place(name, address, "cpu", has["CPU"]))
+    places = found["cuda"] or found["cpu"] if device == "auto" else found[device]
+    if not places or len(places) < (device_count or 0):
+        raise ValueError(
+            f"the cluster has {len(found['cuda'])} GPUs and {len(found['cpu'])} nodes with a CPU: "
+            f"not {device_count or 1} for {device!r}"
+        )
+    return places[:device_count]
+
+
+class RayPool(WorkerPool):
+    """The worker processes of a cluster: on each device a host with so many.
+
+    Args:
+        setup: what the workers are; its devices are this machine's, and play no part.
+        places: the devices of the cluster.
+        per_device: workers on each.
+    """
+
+    def __init__(self, setup: FunctionSetup, places: list[Place], per_device: int = 1) -> None:
+        names = tuple(f"{place.kind}:{i} at {place.address}" for i, place in enumerate(places))
+        super().__init__(replace(setup, devices=names), per_device)
+        self._fields = setup.to_json()
+        self._places = places
+        self._hosts: list[Any] = []
+        self._offsets: list[int] = []
+        self._polls: dict[Any, int] = {}  # by the future of each, the device
+        self._changes: dict[tuple[int, int], dict[int, int]] = {}  # of control blocks, not sent yet
+
+    def spawn_all(self, per_device: int | None = None) -> None:
+        """Have a host hold each device, and all of its workers start."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        actor = ray.remote(Host)
+        for place in self._places:
+            there = NodeAffinitySchedulingStrategy(place.node, soft=False)
+            is_gpu = place.kind == "cuda"
+            host = actor.options(
+                scheduling_strategy=there,
+                max_concurrency=2,
+                num_gpus=1 if is_gpu else 0,
+                num_cpus=0 if is_gpu else place.cpus,
+            )
+            name = "cuda:0" if is_gpu else "cpu"
+            self._hosts.append(host.remote(name, self._per_device, self._fields))
+        try:
+            self._offsets = [_offset(host) for host in self._hosts]
+            ray.get([host.start.remote() for host in self._hosts], timeout=_START_S)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise WorkerStartError(f"a host on the cluster does not start: {error}") from error
+        for device in range(len(self._hosts)):
+            for place_in_host in range(self._per_device):
+                self.workers.append(self._proxy(device, place_in_host))
+            self._listen(device)
+
+    def _proxy(self, device: int, place_in_host: int) -> PooledWorker:
+        nothing: Any = None
+        block: Any = _RemoteBlock(self, device, place_in_host)
+        return PooledWorker(len(self.workers), device, nothing, nothing, block)
+
+    def messages(self) -> Iterator[tuple[PooledWorker, dict[str, Any] | None]]:
+        """What workers said within a moment, oldest first; None where one died."""
+        import ray
+
+        self._flush()
+        heard: list[tuple[int, PooledWorker, dict[str, Any] | None]] = []
+        done, _ = ray.wait(list(self._polls), num_returns=1, timeout=PATIENCE_S)
+        more, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
+        for poll in {*done, *more}:
+            device = self._polls.pop(poll)
+            try:
+                said = ray.get(poll)
+            except (ray.exceptions.RayError, WorkerStartError) as error:
+                heard += self._bury(device, error)
+                continue
+            self._listen(device)
+            heard += [self._understand(device, *one) for one in said]
+        heard.sort(key=lambda item: item[0])
+        return ((worker, message) for _, worker, message in heard)
+
+    def _listen(self, device: int) -> None:
+        self._polls[self._hosts[device].poll.remote(_POLL_S)] = device
+
+    def _understand(
+        self, device: int, index: int, message: dict[str, Any], files: Mapping[str, bytes]
+    ) -> tuple[int, PooledWorker, dict[str, Any] | None]:
+        """What a worker said, by the driver's clock, its checkpoint on the driver's disk."""
+        worker = self._workers_of(device)[index]
+        at = int(message["at"]) - self._offsets[device]
+        if message["is"] == "died":
+            worker.last_words, worker.is_hung = str(message["reason"]), bool(message["hung"])
+            return at, worker, None
+        check(message)
+        if files:
+            name, sha256 = message["checkpoint"]
+            write_files(self.setup.directory, name, files)
+            read_manifest(self.setup.directory / name, sha256)
+        return at, worker, {**message, "at": at}
+
+    def _bury(
+        self, device: int, error: Exception
+    ) -> list[tuple[int, PooledWorker, dict[str, Any] | None]]:
+        """A host is gone, with its workers, and mostly with the node that it was on."""
+        self.lost.add(device)
+        lines = str(error).strip().splitlines()
+        reason = f"{self.setup.devices[device]} is gone: {lines[0] if lines else error}"
+        if len(self.lost) == len(self.setup.devices):
+            raise WorkerStartError(f"no device of the cluster is left; the last: {reason}")
+        for worker in self._workers_of(device):
+            worker.last_words = reason
+        return [(time.monotonic_ns(), worker, None) for worker in self._workers_of(device)]
+
+    def _workers_of(self, device: int) -> list[PooledWorker]:
+        return [worker for worker in self.workers if worker.device == device]
+
+    def cause_of_death(self, worker: PooledWorker) -> str:
+        """What its host said of it, or why the host says nothing more."""
+        return worker.last_words
+
+    def restart(self, worker: PooledWorker) -> bool:
+        """Its host has started another already; False where the host is gone too."""
+        worker.is_ready, worker.jobs, worker.last_words = False, {}, ""
+        worker.busy_since, worker.is_hung = None, False
+        if worker.device in self.lost:
+            self.workers = [other for other in self.workers if other is not worker]
+            return False
+        self._change(worker.device, _index_of(worker), DEADLINE, worker.block.words[DEADLINE])
+        return True
+
+    def tell(self, worker: PooledWorker, order: dict[str, Any]) -> None:
+        """Send an order, and the checkpoint that it goes on from."""
+        self._flush()
+        files = {}
+        if order["from"] is not None:
+            files = self._read(order["from"][0])
+        self._hosts[worker.device].give.remote(_index_of(worker), order, files)
+
+    def _read(self, name: str) -> dict[str, bytes]:
+        try:
+            return read_files(self.setup.directory / name)
+        except (OSError, ValueError):
+            return {}  # the worker finds nothing that fits its hash, and says so
+
+    def close(self) -> None:
+        """End all workers, and give the devices back to the cluster."""
+        import ray
+
+        closing = [host.close.remote() for host in self._hosts]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
+        for device, (host, logs) in enumerate(zip(self._hosts, closing, strict=True)):
+            with suppress(ray.exceptions.RayError):  # one that is gone has none left
+                for index, text in enumerate(ray.get(logs, timeout=0)):
+                    name = f"device-{device}-worker-{index}.log"
+                    (self.setup.directory / name).write_text(text)
+            ray.kill(host)
+        self._hosts.clear()
+        self._polls.clear()
+        self.workers.clear()
+
+    def _change(self, device: int, index: int, word: int, value: int) -> None:
+        """Note a change of a control block; sent with what is done next, as from a signal."""
+        if word == DEADLINE:
+            value = min(value + self._offsets[device], (1 << 63) - 1)
+        self._changes.setdefault((device, index), {})[word] = value
+
+    def _flush(self) -> None:
+        changes, self._changes = self._changes, {}
+        for (device, index), words in changes.items():
+            if device not in self.lost:
+                self._hosts[device].set_words.remote(index, words)
+
+
+class _RemoteBlock:
+    """A worker's control block, which is on another machine."""
+
+    def __init__(self, pool: RayPool, device: int, index: int) -> None:
+        self.index, self.fd = index, -1
+        self.words = _RemoteWords(pool, device, index)
+
+
+class _RemoteWords(dict[int, int]):
+    """The words of a remote block as they were last set here; nobody asks for the worker's own."""
+
+    def __init__(self, pool: RayPool, device: int, index: int) -> None:
+        super().__init__({DEADLINE: (1 << 63) - 1})
+        self._pool, self._device, self._index = pool, device, index
+
+    def __setitem__(self, word: int, value: int) -> None:
+        super().__setitem__(word, value)
+        self._pool._change(self._device, self._index, word, value)
+
+
+def _index_of(worker: PooledWorker) -> int:
+    block: Any = worker.block
+    return int(block.index)
+
+
+def _offset(host: Any) -> int:
+    """By how much a host's clock is ahead of ours, in ns: of a few round trips, the shortest's."""
+    import ray
+
+    found = []
+    for _ in range(_PINGS):
+        sent = time.monotonic_ns()
+        theirs = ray.get(host.now.remote(), timeout=_START_S)
+        back = time.monotonic_ns()
+        found.append((back - sent, theirs - (sent + back) // 2))
+    shortest: tuple[int, int] = min(found)
+    return shortest[1]
