@@ -26,7 +26,7 @@ from tuner.workers.commands import Command
 from tuner.workers.devices import count_cores, find_devices
 from tuner.workers.memory import can_measure
 from tuner.workers.messages import MAX_MESSAGE
-from tuner.workers.pool import HUNG_AFTER_S, Setup
+from tuner.workers.pool import HUNG_AFTER_S, USUAL_STRETCHES, Setup
 
 Function = Callable[..., Any]
 
@@ -62,6 +62,7 @@ class FunctionSetup(Setup):
     def to_json(self) -> dict[str, Any]:
         """All but its devices and its folder, which are another machine's; JSON."""
         patience = {"hung_after_s": self.hung_after_s, "unknown_after_s": self.unknown_after_s}
+        patience["stretches"] = self.stretches
         return {**self.told(), **patience, "per_device": self.per_device}
 
     def told(self) -> dict[str, Any]:
@@ -123,6 +124,7 @@ class Workers:
             gpu_memory_gib=self.gpu_memory_gib,
             hung_after_s=patience_s or HUNG_AFTER_S,
             unknown_after_s=patience_s or math.inf,
+            stretches=0 if patience_s else USUAL_STRETCHES,
         )
 
     def check(self) -> None:

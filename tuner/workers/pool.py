@@ -25,7 +25,7 @@ from tuner.workers.messages import check, receive, send
 PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
 HUNG_AFTER_S = 60.0  # without a finished batch; or twenty times the usual, where longer
 _START_AFTER_S = 600.0  # for a start, a measurement or a test, which compile and load
-_USUAL_STRETCHES = 20
+USUAL_STRETCHES = 20
 _AWAY_S = 5.0
 _DYING_S = 5.0  # from SIGTERM to SIGKILL
 _MAX_STARTS = 3  # in a row, without the worker becoming ready
@@ -46,6 +46,7 @@ class Setup:
         program: the module that a worker runs.
         hung_after_s: how long a worker with trials may finish no batch, at least.
         unknown_after_s: the same while it is not known yet how long its batches usually take.
+        stretches: so many times the usual is what it may take, where that is longer.
         suffix: of a checkpoint, a file or a folder, by which `sweep` knows it.
     """
 
@@ -54,6 +55,7 @@ class Setup:
     program: str
     hung_after_s: float = HUNG_AFTER_S
     unknown_after_s: float = 0.0
+    stretches: int = USUAL_STRETCHES
     suffix: str
 
     @property
@@ -221,6 +223,10 @@ class WorkerPool:
         if worker.ends_at:
             if now > worker.ends_at:  # a child that it forked holds its end of the pipe as well
                 _signal_group(worker)
+            elif worker.is_hung:
+                # At each look: one that comes while the stacks are still being written may reach
+                # another thread, and leave the one that runs Python's handlers asleep.
+                _signal(worker, signal.SIGTERM)
         elif (limit_s := self._silence_s(worker, now)) is not None:
             worker.is_hung, worker.ends_at = True, now + int(_DYING_S * 1e9)
             worker.last_words = (
@@ -229,14 +235,13 @@ class WorkerPool:
             )
             worker.block.words[END] = 1
             _signal(worker, signal.SIGUSR1)
-            _signal(worker, signal.SIGTERM)
 
     def _silence_s(self, worker: PooledWorker, now: int) -> float | None:
         """For how long a worker has got on with nothing, where that is too long."""
         if worker.busy_since is None:
             return None
         usual_s = worker.block.words[STRETCH] / 1e9
-        known_s = _USUAL_STRETCHES * usual_s if usual_s else self.setup.unknown_after_s
+        known_s = self.setup.stretches * usual_s if usual_s else self.setup.unknown_after_s
         patience_s = max(self.setup.hung_after_s, known_s)
         if not (worker.is_ready and worker.jobs):
             patience_s = max(patience_s, _START_AFTER_S)
