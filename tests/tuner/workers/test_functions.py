@@ -258,8 +258,8 @@ def test_ctrl_c_saves_what_is_under_way_and_nothing_is_left_running(tmp_path, sc
     assert "KeyboardInterrupt" in errors
     with Study(SPACE, "random", 3, tmp_path / "run" / "study.sqlite", max_epochs=4) as study:
         states = {t.state for t in study.trials}
-    assert TrialState.RUNNING not in states
-    assert TrialState.PAUSED in states
+    assert states
+    assert states <= {TrialState.COMPLETED, TrialState.PAUSED}  # neither lost nor cut off
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
