@@ -262,6 +262,11 @@ def _to_config(space: SearchSpace, row: NDArray[np.float64]) -> dict[str, Any]:
 
 def _check(table: Table) -> None:
     """Raise ValueError where the arrays do not fit each other or the space."""
+    if table.space.conditions:
+        raise ValueError(
+            f"a recording's knobs are always there; {', '.join(table.space.conditions)} is "
+            "conditional"
+        )
     n, d = table.configs.shape if table.configs.ndim == 2 else (0, 0)
     if table.scores.ndim != 3 or table.scores.shape[0] != n or not table.scores.size:
         raise ValueError(

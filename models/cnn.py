@@ -10,12 +10,18 @@ class CNN(nn.Module):
     """`layers` blocks of 3 × 3 convolution, batch normalisation and ReLU, then one linear layer.
 
     Blocks halve the image (stride 2, no pooling: the cheapest shape that measured well) and
-    double the channels from `width` on, until the image is 4 × 4 or smaller; further blocks keep
-    both. Input is `n x channels x height x width` float, output `n x classes` logits.
+    multiply the channels by `growth` from `width` on, until the image is 4 × 4 or smaller; further
+    blocks keep both. Input is `n x channels x height x width` float, output `n x classes` logits.
     """
 
     def __init__(
-        self, image: tuple[int, int, int], classes: int, *, width: int, layers: int
+        self,
+        image: tuple[int, int, int],
+        classes: int,
+        *,
+        width: int,
+        layers: int,
+        growth: float = 2.0,
     ) -> None:
         super().__init__()
         channels, height, breadth = image
@@ -30,7 +36,7 @@ class CNN(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             height, breadth = -(-height // stride), -(-breadth // stride)
-            channels, out = out, out * 2 if min(height, breadth) > 4 else out
+            channels, out = out, round(out * growth) if min(height, breadth) > 4 else out
         self.features = nn.Sequential(*blocks)
         self.head = nn.Linear(channels * height * breadth, classes)
 

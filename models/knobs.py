@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from tuner.naming import pick
-from tuner.space import Choice, Config, Domain, Float, Int, SearchSpace, Value
+from tuner.space import Choice, Conditional, Config, Domain, Float, Int, SearchSpace, Value
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class Recipe:
     batch_size: int = 64
     momentum: float = 0.9
     label_smoothing: float = 0.1
+    growth: float = 2.0
 
     @classmethod
     def of(cls, config: Config) -> Recipe:
-        """The default recipe with the configuration's knobs put in."""
-        return cls(**config)  # type: ignore[arg-type]
+        """The default recipe with the configuration's knobs put in, as far as they are there."""
+        there = {name: value for name, value in config.items() if value is not None}
+        return cls(**there)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ KNOBS: Mapping[str, Knob] = {
     "batch_size": Knob(Int(32, 256, log=True), 1, 1 << 20),
     "momentum": Knob(Float(0.0, 0.98), 0.0, 1.0),
     "label_smoothing": Knob(Float(0.0, 0.2), 0.0, 1.0),
+    # Of the channels from block to block. A choice: trials of one shape train as one program.
+    "growth": Knob(Choice((1.0, 1.5, 2.0)), 1.0, 8.0),
 }
 DEFAULT_KNOBS = ("learning_rate", "weight_decay")
 _WHOLE = {field.name for field in fields(Recipe) if field.type == "int"}
@@ -68,7 +72,19 @@ def make_space(names: Iterable[str], ranges: Iterable[str] = ()) -> SearchSpace:
             raise ValueError(f"a knob's range is written NAME=LOW:HIGH[:log], got {text!r}")
         pick(name, KNOBS, "knob")
         chosen[name] = parse_domain(name, written)
-    return SearchSpace(chosen)
+    return SearchSpace(_with_conditions(chosen))
+
+
+def _with_conditions(chosen: Mapping[str, Domain]) -> dict[str, Domain | Conditional]:
+    """The knobs, those last that are there only where others have some of their values."""
+    found: dict[str, Domain | Conditional] = dict(chosen)
+    layers = chosen.get("layers")
+    if "growth" in chosen and layers is not None and layers.contains(1):
+        many = tuple(layers.grid(layers.cardinality or 1))
+        deep = tuple(n for n in many if n != 1)
+        growth = found.pop("growth")
+        found["growth"] = Conditional(chosen["growth"], "layers", deep) if deep else growth
+    return found
 
 
 def parse_domain(name: str, text: str) -> Domain:

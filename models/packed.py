@@ -47,13 +47,15 @@ class Shape:
 
     layers: int
     width: int
+    growth: float
     batch_size: int
     drops: bool  # whether there is dropout at all: its masks cost time
 
     @classmethod
     def of(cls, recipe: Recipe) -> Shape:
         """The shape of a recipe."""
-        return cls(recipe.layers, recipe.width, recipe.batch_size, recipe.dropout > 0)
+        growth = recipe.growth if recipe.layers > 1 else 1.0  # of a single block nothing grows
+        return cls(recipe.layers, recipe.width, growth, recipe.batch_size, recipe.dropout > 0)
 
 
 @dataclass
@@ -408,7 +410,12 @@ class _Allocator:
 
 
 def _recipe_of(shape: Shape) -> Recipe:
-    return Recipe(layers=shape.layers, width=shape.width, batch_size=shape.batch_size)
+    return Recipe(
+        layers=shape.layers,
+        width=shape.width,
+        growth=shape.growth,
+        batch_size=shape.batch_size,
+    )
 
 
 def _thrice(places: Tensor) -> Tensor:

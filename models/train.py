@@ -258,7 +258,13 @@ def make_network(data: DeviceData, recipe: Recipe, seed: int) -> CNN:
     """The network that a trial begins with, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))
-        network = CNN(data.image, data.classes, width=recipe.width, layers=recipe.layers)
+        network = CNN(
+            data.image,
+            data.classes,
+            width=recipe.width,
+            layers=recipe.layers,
+            growth=recipe.growth,
+        )
     return network.to(data.dtype)
 
 

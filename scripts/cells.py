@@ -12,6 +12,8 @@ from tuner.trial import Trial
 
 def shown(value: Value, domain: Domain) -> str:
     """A value with as many digits as its knob is worth: a ten-thousandth of the range, or four."""
+    if value is None and not (isinstance(domain, Choice) and domain.contains(None)):
+        return "–"  # a conditional knob that is not there
     if not isinstance(domain, Float) or not isinstance(value, float):
         return visible(str(value), 40)
     if domain.log:

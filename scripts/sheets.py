@@ -149,7 +149,12 @@ def read_measurements(sheet: Sheet, space: SearchSpace, score: str) -> list[Meas
     found, problems = [], []
     for line, cells in sheet.rows:
         try:
-            config = {name: parse(name, domain, cells[name]) for name, domain in space.items()}
+            config = {
+                name: None
+                if name in space.conditions and not cells[name]
+                else parse(name, d, cells[name])
+                for name, d in space.items()
+            }
             space.check(config)
             found.append(Measurement(config, number_of(cells[score], score)))
         except ValueError as error:
@@ -211,6 +216,8 @@ def _check_same(config: Config, space: SearchSpace, cells: Mapping[str, str]) ->
     for name, domain in space.items():
         if not cells.get(name):
             continue
+        if not space.is_there(name, config):
+            raise ValueError(f"there is no {name} in this experiment; leave its cell empty")
         value = parse(name, domain, cells[name])
         apart = abs(domain.to_unit(value) - domain.to_unit(config[name]))
         if apart > (0 if isinstance(domain, Choice) else _ROUNDED):

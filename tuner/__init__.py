@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from tuner.runner import Infeasible
     from tuner.search import tune
     from tuner.searchers.base import SpaceExhausted
-    from tuner.space import Choice, Float, Int, SearchSpace
+    from tuner.space import Choice, Conditional, Float, Int, SearchSpace
     from tuner.study import Study
     from tuner.trial import Observation, Trial, TrialState
 
 _HOMES = {
     "Choice": "tuner.space",
+    "Conditional": "tuner.space",
     "Float": "tuner.space",
     "Infeasible": "tuner.runner",
     "Int": "tuner.space",
@@ -32,6 +33,7 @@ _HOMES = {
 
 __all__ = [
     "Choice",
+    "Conditional",
     "Float",
     "Infeasible",
     "Int",

@@ -150,10 +150,11 @@ def _variances(space: SearchSpace, results: Sequence[Result]) -> dict[str, float
     study = optuna.create_study()
     optuna.logging.set_verbosity(before)
     for config, score in results:
+        filled = space.filled(config)
         places = {
-            name: domain.index(config[name])
+            name: domain.index(filled[name])
             if isinstance(domain, Choice)
-            else domain.to_unit(config[name])
+            else domain.to_unit(filled[name])
             for name, domain in space.items()
         }
         study.add_trial(
@@ -165,10 +166,9 @@ def _variances(space: SearchSpace, results: Sequence[Result]) -> dict[str, float
 def _p_of_none(space: SearchSpace, results: Sequence[Result]) -> float:
     from scipy.stats import kruskal
 
-    scores = np.array([score for _, score in results])
     found = [1.0]
     for name in space:
-        cells, edges = _cells(space[name], name, results)
+        cells, edges, scores = _cells(space, name, results)
         groups = [scores[cells == i] for i in range(len(edges) - 1)]
         groups = [group for group in groups if len(group) >= _LEAST_IN_A_BIN]
         if len(groups) > 1 and np.ptp(np.concatenate(groups)) > 0:
@@ -182,10 +182,9 @@ def effects(space: SearchSpace, trials: Iterable[Trial]) -> dict[str, list[Cell]
     Nothing is modelled: in a cell the other knobs are wherever the searchers put them.
     """
     _, results = measured(space, trials)
-    scores = np.array([score for _, score in results])
     found: dict[str, list[Cell]] = {}
     for name in space:
-        cells, edges = _cells(space[name], name, results)
+        cells, edges, scores = _cells(space, name, results)
         found[name] = [
             _cell(low, high, scores[cells == i])
             for i, (low, high) in enumerate(pairwise(edges.tolist()))
@@ -201,14 +200,17 @@ def _cell(low: float, high: float, inside: Floats) -> Cell:
 
 
 def _cells(
-    domain: Domain, name: str, results: Sequence[Result]
-) -> tuple[NDArray[np.int64], Floats]:
-    """In which cell of a knob's axis each result is, and the k + 1 edges of the cells."""
+    space: SearchSpace, name: str, results: Sequence[Result]
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """The cell of a knob's axis of each result that has it, the k + 1 edges, and the scores."""
+    domain = space[name]
+    results = [(config, score) for config, score in results if space.is_there(name, config)]
     edges = _edges(domain, min(_MOST_BINS, max(2, len(results) // _TRIALS_A_BIN)))
     values: list[Any] = [config[name] for config, _ in results]
     if isinstance(domain, Choice):
         values = [domain.index(value) for value in values]
-    return np.searchsorted(edges[1:-1], np.array(values, dtype=float), side="right"), edges
+    cells = np.searchsorted(edges[1:-1], np.array(values, dtype=float), side="right")
+    return cells, edges, np.array([score for _, score in results])
 
 
 def _edges(domain: Domain, most: int) -> Floats:

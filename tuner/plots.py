@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,10 +185,10 @@ def _draw_probes(
 
 
 def _place(space: SearchSpace, name: str, values: Sequence[Any]) -> list[Any]:
+    """Where values are on a knob's axis; NaN, which is not drawn, where it is not there."""
     domain = space[name]
-    if isinstance(domain, Choice):
-        return [domain.options.index(v) for v in values]
-    return list(values)
+    places = map(domain.index, values) if isinstance(domain, Choice) else values
+    return [math.nan if place is None else place for place in places]
 
 
 def _scale(panel: Axes, side: str, domain: Domain) -> None:

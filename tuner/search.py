@@ -16,7 +16,7 @@ from tuner.entry import ETA
 from tuner.fidelity import FullFidelity
 from tuner.runner import FunctionRunner, Runner, TrainFunction
 from tuner.scheduler import Scheduler
-from tuner.space import Domain, SearchSpace
+from tuner.space import Conditional, Domain, SearchSpace
 from tuner.stop_rule import check_stop, with_stop
 from tuner.study import Study
 from tuner.warm_start import EarlierStudy
@@ -33,7 +33,7 @@ from tuner.workers.runner import WorkerRunner
 
 def tune(
     train: TrainFunction,
-    space: SearchSpace | Mapping[str, Domain],
+    space: SearchSpace | Mapping[str, Domain | Conditional],
     *,
     budget_minutes: float,
     searcher: str = "bayes",

@@ -23,6 +23,9 @@ _LONGEST_NAME = 200
 # Of a space that was read from a file.
 _MOST_KNOBS = 1_000
 _MOST_OPTIONS = 10_000
+_MOST_PARENT_VALUES = 10_000
+OFF = 0.5
+"""The coordinate of a conditional knob where it is not there."""
 
 
 def _is_number(value: object) -> bool:
@@ -225,32 +228,67 @@ _DOMAINS: Mapping[str, type[Float] | type[Int] | type[Choice]] = {
 }
 
 
+@dataclass(frozen=True)
+class Conditional:
+    """A knob that is there only where another one, its parent, has one of some values.
+
+    >>> knobs = {"optimizer": Choice(("sgd", "adam"))}
+    >>> knobs["momentum"] = Conditional(Float(0.0, 0.99), "optimizer", ("sgd",))
+    >>> SearchSpace(knobs).grid(2)[-1]
+    {'optimizer': 'adam', 'momentum': None}
+    """
+
+    domain: Domain
+    parent: str
+    values: tuple[Value, ...]
+
+    def holds(self, value: Value) -> bool:
+        """Whether the knob is there where its parent has this value."""
+        return Choice(self.values).contains(value)
+
+
 class SearchSpace(Mapping[str, Domain]):
     """An ordered, frozen mapping from the name of a knob to its domain.
 
-    Built from keywords or from one mapping; it holds no generator.
+    Built from keywords or from one mapping; it holds no generator. A `Conditional` knob comes after
+    its parent. Every configuration names every knob: where a conditional one is not there, its
+    value is None and its coordinate `OFF`, so that nothing can be learned from it.
 
     >>> space = SearchSpace(learning_rate=Float(1e-4, 1, log=True), layers=Int(2, 6))
     >>> space.grid(2)[0]
     {'learning_rate': 0.0001, 'layers': 2}
     """
 
-    def __init__(self, knobs: Mapping[str, Domain] | None = None, /, **more: Domain) -> None:
+    def __init__(
+        self,
+        knobs: Mapping[str, Domain | Conditional] | None = None,
+        /,
+        **more: Domain | Conditional,
+    ) -> None:
         merged = {**(knobs or {}), **more}
         if not merged:
             raise ValueError("a search space needs at least one knob, got none")
-        for name, domain in merged.items():
+        domains: dict[str, Domain] = {}
+        conditions: dict[str, Conditional] = {}
+        for name, knob in merged.items():
             if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
                 raise ValueError(
                     f"knob names are non-empty text of at most {_LONGEST_NAME} characters, "
                     f"got {str(name)[:60]!r}"
                 )
+            domain = knob.domain if isinstance(knob, Conditional) else knob
             if not isinstance(domain, (Float, Int, Choice)):
                 raise ValueError(
                     f"knob {name!r} needs a Float, Int or Choice, got {domain!r}; "
                     "a tuple of options is written Choice(options)"
                 )
-        self._domains: Mapping[str, Domain] = MappingProxyType(merged)
+            if isinstance(knob, Conditional):
+                _check_condition(name, knob, domains)
+                conditions[name] = knob
+            domains[name] = domain
+        self._domains: Mapping[str, Domain] = MappingProxyType(domains)
+        self.conditions: Mapping[str, Conditional] = MappingProxyType(conditions)
+        """The knobs that are not always there, by name."""
 
     def __getitem__(self, name: str) -> Domain:
         return self._domains[name]
@@ -262,32 +300,80 @@ class SearchSpace(Mapping[str, Domain]):
         return len(self._domains)
 
     def __repr__(self) -> str:
-        return f"SearchSpace({', '.join(f'{n}={d!r}' for n, d in self._domains.items())})"
+        return f"SearchSpace({', '.join(f'{n}={k!r}' for n, k in self._knobs.items())})"
 
     def __eq__(self, other: object) -> bool:
         # Order counts: it is the order of the columns of to_unit.
-        return isinstance(other, SearchSpace) and list(self.items()) == list(other.items())
+        return isinstance(other, SearchSpace) and list(self._knobs.items()) == list(
+            other._knobs.items()
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SearchSpace, (dict(self._domains),)
+        return SearchSpace, (self._knobs,)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._domains.items()))
+        return hash(tuple(self._knobs.items()))
+
+    @property
+    def _knobs(self) -> dict[str, Domain | Conditional]:
+        """As they were given."""
+        return {**self._domains, **self.conditions}
 
     @property
     def cardinality(self) -> int | None:
         """How many configurations there are; None where a Float makes them uncountable."""
-        total = 1
-        for domain in self._domains.values():
+        parents = {condition.parent for condition in self.conditions.values()}
+        axes: list[Sequence[Value]] = []
+        for name, domain in self._domains.items():
             if domain.cardinality is None:
                 return None
-            total *= domain.cardinality
-        return total
+            # What a knob's values are matters only where others hang on them.
+            many = domain.cardinality
+            axes.append(domain.grid(many) if name in parents else range(many))
+        return self.size(axes)
+
+    def size(self, axes: Sequence[Sequence[Value]]) -> int:
+        """How many different configurations these values make, an axis for each knob in order."""
+        counts: dict[str, int] = {}  # of what a knob and those that hang on it may be
+        for name, axis in reversed(list(zip(self, axes, strict=True))):
+            hanging = [(n, c) for n, c in self.conditions.items() if c.parent == name]
+            counts[name] = len(axis)
+            if hanging:
+                counts[name] = sum(
+                    math.prod(counts[n] for n, c in hanging if c.holds(value)) for value in axis
+                )
+        return math.prod(counts[name] for name in self if name not in self.conditions)
+
+    def is_there(self, name: str, config: Config) -> bool:
+        """Whether a knob is one of this configuration's; its parents' values decide."""
+        condition = self.conditions.get(name)
+        return condition is None or (
+            self.is_there(condition.parent, config) and condition.holds(config[condition.parent])
+        )
+
+    def pruned(self, config: Mapping[str, Value]) -> dict[str, Value]:
+        """The configuration with None for what is not there."""
+        return {name: config[name] if self.is_there(name, config) else None for name in self}
+
+    def completed(self, config: Config) -> dict[str, Value]:
+        """The configuration with None for the conditional knobs that it does not name."""
+        return {**dict.fromkeys(self.conditions), **config}
+
+    def filled(self, config: Config) -> dict[str, Value]:
+        """The reverse, for those who know no conditions: the middle value for what is not there."""
+        return {
+            name: config[name] if self.is_there(name, config) else domain.from_unit(OFF)
+            for name, domain in self._domains.items()
+        }
 
     def contains(self, config: Config) -> bool:
-        """Whether `config` names exactly these knobs, each with a value in its domain."""
+        """Whether `config` names exactly these knobs, each with a value in its domain.
+
+        The value of one that is not there is None.
+        """
         return set(config) == set(self._domains) and all(
-            domain.contains(config[name]) for name, domain in self._domains.items()
+            domain.contains(config[name]) if self.is_there(name, config) else config[name] is None
+            for name, domain in self._domains.items()
         )
 
     def check(self, config: Config) -> None:
@@ -299,7 +385,14 @@ class SearchSpace(Mapping[str, Domain]):
                 f"missing: {sorted(missing)}, unknown: {sorted(unknown)}"
             )
         for name, domain in self._domains.items():
-            if not domain.contains(config[name]):
+            if not self.is_there(name, config):
+                if config[name] is not None:
+                    condition = self.conditions[name]
+                    raise ValueError(
+                        f"{name} = {config[name]!r}, but with {condition.parent} = "
+                        f"{config[condition.parent]!r} there is no {name}: it is None"
+                    )
+            elif not domain.contains(config[name]):
                 raise ValueError(f"{name} = {config[name]!r} is not in {domain!r}")
 
     def sample(self, generator: np.random.Generator) -> dict[str, Value]:
@@ -308,22 +401,40 @@ class SearchSpace(Mapping[str, Domain]):
 
     def to_unit(self, configs: Sequence[Config]) -> NDArray[np.float64]:
         """Configurations as an `n x d` float64 array in [0, 1], a column a knob in order."""
-        rows = [[d.to_unit(c[n]) for n, d in self._domains.items()] for c in configs]
+        domains = list(self._domains.items())
+        if self.conditions:
+            rows = [
+                [d.to_unit(c[n]) if self.is_there(n, c) else OFF for n, d in domains]
+                for c in configs
+            ]
+        else:
+            rows = [[d.to_unit(c[n]) for n, d in domains] for c in configs]
         return np.asarray(rows, dtype=np.float64).reshape(len(configs), len(self))  # n x d
 
     def from_unit(self, units: NDArray[np.float64]) -> list[dict[str, Value]]:
         """Configurations at the rows of an `n x d` array in [0, 1]."""
         if units.ndim != 2 or units.shape[1] != len(self):
             raise ValueError(f"expected an n x {len(self)} array, got shape {units.shape}")
-        return [
+        configs: list[dict[str, Value]] = [
             {n: d.from_unit(float(u)) for (n, d), u in zip(self._domains.items(), row, strict=True)}
             for row in units
         ]
+        return [self.pruned(config) for config in configs] if self.conditions else configs
 
     def snap(self, units: Units) -> Units:
         """The nearest legal coordinates, `n x d`: `to_unit(from_unit(units))`, many at once."""
-        columns = [d.snap(units[:, i]) for i, d in enumerate(self._domains.values())]
-        return np.stack(columns, axis=1)
+        columns = {n: d.snap(units[:, i]) for i, (n, d) in enumerate(self._domains.items())}
+        there: dict[str, NDArray[np.bool_]] = {}
+        for name, condition in self.conditions.items():
+            parent = self._domains[condition.parent]
+            places = [parent.to_unit(value) for value in condition.values]
+            # Values of a parent are at least 1e-4 apart, for it has so many at most.
+            apart = np.abs(columns[condition.parent][:, None] - places)
+            there[name] = np.asarray((apart < 1e-9).any(1))
+            if condition.parent in there:
+                there[name] &= there[condition.parent]
+            columns[name] = np.where(there[name], columns[name], OFF)
+        return np.stack(list(columns.values()), axis=1)
 
     def axes(self, points_per_axis: int) -> list[list[Value]]:
         """For each knob its values on a lattice with at most `points_per_axis` points a side."""
@@ -333,16 +444,26 @@ class SearchSpace(Mapping[str, Domain]):
 
     def grid(self, points_per_axis: int) -> list[dict[str, Value]]:
         """The full lattice: the product of `axes`, the last knob running fastest."""
-        return [
-            dict(zip(self._domains, values, strict=True))
-            for values in itertools.product(*self.axes(points_per_axis))
+        axes = self.axes(points_per_axis)
+        whole = (dict(zip(self._domains, v, strict=True)) for v in itertools.product(*axes))
+        if not self.conditions:
+            return list(whole)
+        first = {name: axis[0] for name, axis in zip(self._domains, axes, strict=True)}
+        return [  # of those that differ in what is not there, one
+            self.pruned(config)
+            for config in whole
+            if all(self.is_there(n, config) or config[n] is first[n] for n in self.conditions)
         ]
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """A JSON object from which `from_json` makes an equal space."""
         kinds = {domain: kind for kind, domain in _DOMAINS.items()}
+        conditions = {
+            name: {"when": {"knob": condition.parent, "values": list(condition.values)}}
+            for name, condition in self.conditions.items()
+        }
         return {
-            name: {"type": kinds[type(domain)], **vars(domain)}
+            name: {"type": kinds[type(domain)], **vars(domain), **conditions.get(name, {})}
             for name, domain in self._domains.items()
         }
 
@@ -351,20 +472,46 @@ class SearchSpace(Mapping[str, Domain]):
         """The space that `to_json` wrote; ValueError where the object is not one."""
         if not isinstance(data, Mapping) or len(data) > _MOST_KNOBS:
             raise ValueError(f"a space is a JSON object of at most {_MOST_KNOBS} knobs")
-        knobs: dict[str, Domain] = {}
+        knobs: dict[str, Domain | Conditional] = {}
         for name, fields in data.items():
             kind = _DOMAINS.get(str(fields.get("type"))) if isinstance(fields, Mapping) else None
             if kind is None:
                 shown = repr(fields)[:60]
                 raise ValueError(f"knob {name!r}: type is float, int or choice, got {shown}")
-            arguments = {key: value for key, value in fields.items() if key != "type"}
+            arguments = {k: value for k, value in fields.items() if k not in ("type", "when")}
             options, log = arguments.get("options", ()), arguments.get("log", False)
             if not isinstance(options, Sequence) or len(options) > _MOST_OPTIONS:
                 raise ValueError(f"knob {name!r}: options are a list of at most {_MOST_OPTIONS:,}")
             if not isinstance(log, bool):
                 raise ValueError(f"knob {name!r}: log is true or false, got {str(log)[:60]!r}")
             try:
-                knobs[name] = kind(**arguments)
-            except TypeError as error:
+                domain = knobs[name] = kind(**arguments)
+                if "when" in fields:
+                    when = fields["when"]
+                    knobs[name] = Conditional(domain, when["knob"], tuple(when["values"]))
+            except (TypeError, KeyError) as error:
                 raise ValueError(f"knob {name!r}: {error}") from error
         return cls(knobs)
+
+
+def _check_condition(name: str, knob: Conditional, before: Mapping[str, Domain]) -> None:
+    """Raise ValueError where a knob that is not always there hangs on what cannot decide."""
+    parent = before.get(knob.parent) if isinstance(knob.parent, str) else None
+    if parent is None:
+        raise ValueError(
+            f"knob {name!r} hangs on {str(knob.parent)[:60]!r}, which is no knob before it"
+        )
+    if (parent.cardinality or _MOST_PARENT_VALUES + 1) > _MOST_PARENT_VALUES:
+        raise ValueError(
+            f"knob {name!r} hangs on {knob.parent!r}: that must be a Choice or an Int of at most "
+            f"{_MOST_PARENT_VALUES:,} values"
+        )
+    if isinstance(knob.values, str) or not isinstance(knob.values, Sequence) or not knob.values:
+        raise ValueError(
+            f"knob {name!r} needs the values of {knob.parent!r} with which it is there"
+        )
+    for value in knob.values:
+        if not parent.contains(value):
+            raise ValueError(f"knob {name!r}: {knob.parent!r} is never {str(value)[:60]!r}")
+    if isinstance(knob.domain, Choice) and knob.domain.contains(None):
+        raise ValueError(f"knob {name!r} cannot have the option None: that says it is not there")

@@ -8,7 +8,13 @@
     [tile]
     options = [8, 16, 32, 64]
 
-A range whose ends are both written without a point is one of whole numbers, unless it says
+    [momentum]
+    low = 0.0
+    high = 0.99
+    when = { knob = "optimizer", values = ["sgd"] }
+
+A knob with `when` is there only where another one, above it, has one of some values. A range whose
+ends are both written without a point is one of whole numbers, unless it says
 `type = "float"`.
 """
 
@@ -20,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from tuner.foreign import MOST_JSON, read_capped
-from tuner.space import Choice, Domain, Float, Int, SearchSpace
+from tuner.space import Choice, Conditional, Domain, Float, Int, SearchSpace
 
-_RANGE = {"low", "high", "log", "type"}
+_RANGE = {"low", "high", "log", "type", "when"}
 _TYPES = ("int", "float")
 
 
@@ -35,10 +41,10 @@ def read_space(path: Path) -> SearchSpace:
         tables = tomllib.loads(read_capped(path, MOST_JSON).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
-    knobs = {}
+    knobs: dict[str, Domain | Conditional] = {}
     for name, table in tables.items():
         try:
-            knobs[name] = _domain(table)
+            knobs[name] = _knob(table)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}: the knob {name!r}: {error}") from error
     try:
@@ -47,11 +53,23 @@ def read_space(path: Path) -> SearchSpace:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _domain(table: Any) -> Domain:
+def _knob(table: Any) -> Domain | Conditional:
     if not isinstance(table, Mapping):
         raise ValueError("expected a table with low and high, or with options, under [its name]")
+    domain = _domain(table)
+    if "when" not in table:
+        return domain
+    when = table["when"]
+    if not isinstance(when, Mapping) or set(when) != {"knob", "values"}:
+        raise ValueError('when is written { knob = "optimizer", values = ["sgd"] }')
+    if not isinstance(when["values"], list):
+        raise ValueError(f"the values of when are a list, got {when['values']!r}")
+    return Conditional(domain, when["knob"], tuple(when["values"]))
+
+
+def _domain(table: Mapping[str, Any]) -> Domain:
     if "options" in table:
-        _check_keys(table, {"options"})
+        _check_keys(table, {"options", "when"})
         options = table["options"]
         if not isinstance(options, list):
             raise ValueError(f"options is a list, such as [1, 2, 4], got {options!r}")

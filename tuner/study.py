@@ -20,7 +20,7 @@ from tuner.reader import RunRow
 from tuner.runner import Runner
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
 from tuner.seeding import trial_seed
-from tuner.space import Config, Domain, SearchSpace
+from tuner.space import Conditional, Config, Domain, SearchSpace
 from tuner.store import Store
 from tuner.tables import to_frame, write_csv
 from tuner.trial import ADDED, SIGNS, Observation, Trial, TrialState, negated
@@ -55,7 +55,7 @@ class Study:
 
     def __init__(
         self,
-        space: SearchSpace | Mapping[str, Domain],
+        space: SearchSpace | Mapping[str, Domain | Conditional],
         searcher: str = "bayes",
         seed: int = 0,
         path: str | Path | None = None,
@@ -209,6 +209,7 @@ class Study:
         """
         # NumPy's numbers as plain ones, which JSON can write.
         config = {k: getattr(v, "item", lambda v=v: v)() for k, v in config.items()}
+        config = self.space.completed(config)
         self.space.check(config)
         if not math.isfinite(score):
             raise ValueError(f"a score is a finite number, got {score}")

@@ -116,6 +116,7 @@ def take_over(
                 is_own = trial.source in ("", ADDED)
                 if not is_own and (run > 0 or trial.source in known):
                     continue
+                trial = replace(trial, config=space.completed(trial.config))
                 if problem := _problem(trial, space):
                     left_out[problem] += 1
                     continue
@@ -149,7 +150,10 @@ def _problem(trial: Trial, space: SearchSpace) -> str:
         more = ("the further knob " + ", ".join(unknown)) if unknown else ""
         return " and ".join(filter(None, [parts, more]))
     for name, domain in space.items():
-        if not domain.contains(trial.config[name]):
+        if not space.is_there(name, trial.config):
+            if trial.config[name] is not None:
+                return f"a {name} where there is none"
+        elif not domain.contains(trial.config[name]):
             return f"{name} outside {_range(domain)}"
     if not trial.curve and trial.state is not TrialState.INFEASIBLE:
         return "no finished epoch"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.knobs import DEFAULT_KNOBS, KNOBS, Recipe, make_space, parse_domain
-from tuner.space import Choice, Float, Int
+from tuner.space import Choice, Conditional, Float, Int
 
 # What a training can use: low, whether low itself is out, and what a value must stay under.
 USABLE = {
@@ -21,6 +21,7 @@ USABLE = {
     "batch_size": (1, False, 1048576),
     "momentum": (0, False, 1),
     "label_smoothing": (0, False, 1),
+    "growth": (1, False, 8),
 }
 
 
@@ -54,6 +55,7 @@ def test_every_knob_has_a_default_range():
         "batch_size": Int(32, 256, log=True),
         "momentum": Float(0.0, 0.98),
         "label_smoothing": Float(0.0, 0.2),
+        "growth": Choice((1.0, 1.5, 2.0)),
     }
 
 
@@ -61,7 +63,7 @@ def test_default_ranges_hold_usable_values_of_the_recipes_own_kind():
     recipe = asdict(Recipe())
     assert set(recipe) == set(KNOBS) == set(USABLE)
     for name, domain in make_space(KNOBS).items():
-        for value in (domain.low, domain.high, domain.from_unit(0.0), domain.from_unit(1.0)):
+        for value in (*values_at_the_ends(domain), domain.from_unit(0.0), domain.from_unit(1.0)):
             assert is_usable(name, value)
         assert domain.contains(recipe[name])
         assert type(domain.from_unit(0.5)) is type(recipe[name])
@@ -69,6 +71,15 @@ def test_default_ranges_hold_usable_values_of_the_recipes_own_kind():
 
 def test_named_knobs_come_in_the_order_of_their_names_and_blank_names_are_passed_over():
     assert list(make_space(["width", "", "dropout", "  "])) == ["width", "dropout"]
+
+
+def test_growth_is_there_where_there_is_more_than_one_layer():
+    space = make_space(["growth", "layers"])
+    assert space.conditions == {"growth": Conditional(KNOBS["growth"].domain, "layers", (2, 3, 4))}
+    assert Recipe.of({"layers": 1, "growth": None}) == Recipe(layers=1)
+    assert not make_space(["growth"]).conditions
+    assert not make_space(["layers", "growth"], ["layers=2:6"]).conditions
+    assert make_space(["layers", "growth"], ["layers=1,3"]).conditions["growth"].values == (3,)
 
 
 # -- ranges ----------------------------------------------------------------------------------------
@@ -163,6 +174,7 @@ REFUSED = [
     ("momentum", "0.9,1", "under 1, got 1"),
     ("momentum", "-0.5:0.5", "at least 0"),
     ("label_smoothing", "0:1", "under 1, got 1"),
+    ("growth", "0.5:2", "growth must be at least 1"),
     ("layers", "0:2", "at least 1 and under 16, got 0"),
     ("layers", "1:16", "under 16, got 16"),
     ("width", "0,4", "at least 1"),

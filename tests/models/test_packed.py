@@ -23,9 +23,9 @@ from tuner.seeding import derive_seed
 
 EPOCHS = 3
 RECIPES = [
-    Recipe(width=4, batch_size=20, dropout=0.3, learning_rate=0.1),
-    Recipe(width=4, batch_size=20, dropout=0.1, learning_rate=0.03, momentum=0.0),
-    Recipe(width=4, batch_size=20, dropout=0.5, weight_decay=0.02, label_smoothing=0.0),
+    Recipe(width=4, growth=1.5, batch_size=20, dropout=0.3, learning_rate=0.1),
+    Recipe(width=4, growth=1.5, batch_size=20, dropout=0.1, learning_rate=0.03, momentum=0.0),
+    Recipe(width=4, growth=1.5, batch_size=20, dropout=0.5, weight_decay=0.02, label_smoothing=0.0),
 ]
 SHAPE = Shape.of(RECIPES[0])
 

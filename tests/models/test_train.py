@@ -128,6 +128,12 @@ def test_the_network_halves_the_image_and_doubles_its_channels_down_to_4_by_4(im
     assert sum(p.numel() for p in network.parameters()) == blocks + head
 
 
+def test_channels_grow_by_the_factor_that_is_asked_for():
+    grown = CNN((1, 28, 28), 10, width=8, layers=3, growth=1.5)
+    convolutions = [m for m in grown.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [8, 12, 18]
+
+
 def test_the_network_takes_images_that_are_not_square():
     network = CNN((2, 28, 17), 3, width=2, layers=5)
     # 28 x 17 -> 14 x 9 -> 7 x 5 -> 4 x 3, and then it stays; 2, 4, 8, 8, 8 channels.

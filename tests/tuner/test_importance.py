@@ -17,7 +17,7 @@ from tuner.importance import effects, importance, in_words, measured
 from tuner.plots import draw_effects
 from tuner.reader import RunRow
 from tuner.report import Outcome
-from tuner.space import Choice, Float, Int, SearchSpace
+from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 from tuner.trial import Observation, Trial, TrialState
 
 SPACE = SearchSpace(
@@ -118,6 +118,24 @@ def test_trials_are_compared_at_the_last_epoch_that_enough_of_them_reached():
 def test_what_searchers_share_counts_once():
     shared = plain([(i / 10, i / 10) for i in range(10)])
     assert len(measured(PLAIN, shared + shared)[1]) == 10
+
+
+def test_a_knob_that_is_not_always_there_is_judged_by_the_trials_that_have_it(tmp_path):
+    space = SearchSpace(
+        kind=Choice(("sgd", "adam")),
+        momentum=Conditional(Float(0.0, 0.99), "kind", ("sgd",)),
+        rate=Float(0.0, 1.0),
+    )
+    generator = np.random.default_rng(0)
+    configs = [space.sample(generator) for _ in range(60)]
+    scores = [0.5 if c["momentum"] is None else c["momentum"] for c in configs]
+    trials = [trial(i, c, s) for i, (c, s) in enumerate(zip(configs, scores, strict=True))]
+    cells = effects(space, trials)["momentum"]
+    assert sum(cell.count for cell in cells) == sum(c["kind"] == "sgd" for c in configs)
+    middles = [cell.quartiles[1] for cell in cells if cell.quartiles]
+    assert middles == sorted(middles)
+    shares = importance(space, trials).shares
+    assert max(shares, key=shares.get) == "momentum"
 
 
 def test_effects_are_medians_and_quartiles_of_cells():

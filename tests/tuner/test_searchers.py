@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tuner.history import History
 from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
 from tuner.searchers.grid import lattice_size
-from tuner.space import Choice, Float, Int, SearchSpace
+from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 from tuner.trial import Observation, Trial, TrialState
 
 MIXED = SearchSpace(
@@ -26,6 +26,18 @@ MIXED = SearchSpace(
     act=Choice(("relu", "gelu", None)),
 )
 REAL = SearchSpace(x=Float(0.0, 1.0), y=Float(1.0, 10.0, log=True))
+TREE = SearchSpace(
+    kind=Choice(("sgd", "adam")),
+    momentum=Conditional(Float(0.0, 0.99), "kind", ("sgd",)),
+    layers=Int(1, 3),
+    growth=Conditional(Float(1.0, 2.0), "layers", (2, 3)),
+    skip=Conditional(Choice(("no", "add")), "layers", (3,)),
+)
+FINITE_TREE = SearchSpace(  # 2 + 3 configurations
+    kind=Choice(("a", "b")),
+    few=Conditional(Int(1, 2), "kind", ("a",)),
+    more=Conditional(Choice(("x", "y", "z")), "kind", ("b",)),
+)
 FINITE = SearchSpace(n=Int(1, 3), act=Choice(("a", "b", "c", "d")), flag=Choice((True, False)))
 
 
@@ -57,7 +69,9 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize("space", [MIXED, REAL, FINITE], ids=["mixed", "real", "finite"])
+@pytest.mark.parametrize(
+    "space", [MIXED, REAL, FINITE, TREE], ids=["mixed", "real", "finite", "tree"]
+)
 def test_proposals_lie_in_the_space_and_leave_the_history_alone(name, space):
     searcher = make_searcher(name, space, seed=3)
     history = History(1, 10**6)
@@ -166,6 +180,16 @@ def test_a_finite_space_is_proposed_once_and_then_exhausted(name):
         searcher.propose(history.view())
 
 
+def test_of_a_finite_space_with_conditions_each_configuration_is_proposed_once(name):
+    searcher = make_searcher(name, FINITE_TREE, 0)
+    history = grow(History(1, 10**6), FINITE_TREE, searcher, 5)
+    configs = [tuple(t.config.values()) for t in history]
+    few, more = itertools.product("a", (1, 2), [None]), itertools.product("b", [None], "xyz")
+    assert set(configs) == {*few, *more}
+    with pytest.raises(SpaceExhausted):
+        searcher.propose(history.view())
+
+
 def test_pending_trials_are_not_proposed_again(name):
     searcher = make_searcher(name, REAL, 0)
     history = grow(History(1, 10**6), REAL, searcher, 10)
@@ -197,7 +221,7 @@ adversarial = st.lists(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(adversarial, st.sampled_from(QUICK), st.sampled_from([MIXED, REAL]))
+@given(adversarial, st.sampled_from(QUICK), st.sampled_from([MIXED, REAL, TREE]))
 def test_adversarial_histories_get_a_legal_answer(script, name, space):
     history = History(1, 10**6)
     for number, (which, score, state) in enumerate(script):

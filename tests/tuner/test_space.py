@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.space import Choice, Float, Int, SearchSpace
+from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 
 floats = st.tuples(st.floats(1e-6, 1e3, allow_nan=False), st.floats(1.001, 1e4), st.booleans()).map(
     lambda t: Float(t[0], t[0] * t[1], t[2])
@@ -23,6 +23,104 @@ choices = st.lists(
 spaces = st.lists(st.one_of(floats, ints, choices), min_size=1, max_size=5).map(
     lambda domains: SearchSpace({f"k{i}": domain for i, domain in enumerate(domains)})
 )
+
+
+@st.composite
+def trees(draw):
+    """Spaces of which most knobs are there only where one before them has some of its values."""
+    knobs = {}
+    small = st.one_of(
+        st.tuples(st.integers(1, 4), st.integers(1, 3), st.booleans()).map(
+            lambda t: Int(t[0], t[0] + t[1], t[2])
+        ),
+        st.lists(st.sampled_from(["a", "b", 1, True, 2.5]), min_size=2, max_size=4)
+        .map(lambda o: list({(type(v), v): v for v in o}.values()))
+        .map(lambda o: Choice(tuple(o))),
+    )
+    for i in range(draw(st.integers(2, 5))):
+        domain = draw(small if i < 3 else st.one_of(small, floats))
+        parents = [n for n, k in knobs.items() if not isinstance(domain_of(k), Float)]
+        if parents and draw(st.integers(0, 3)):
+            parent = draw(st.sampled_from(parents))
+            values = domain_of(knobs[parent]).grid(9)
+            count = draw(st.integers(1, len(values)))
+            knobs[f"k{i}"] = Conditional(domain, parent, tuple(values[:count]))
+        else:
+            knobs[f"k{i}"] = domain
+    return SearchSpace(knobs)
+
+
+def domain_of(knob):
+    return knob.domain if isinstance(knob, Conditional) else knob
+
+
+def all_configs(space):
+    """Every configuration of a finite space, one decision after the other."""
+    found = [{}]
+    for name, domain in space.items():
+        condition = space.conditions.get(name)
+        grown = []
+        for config in found:
+            there = condition is None or any(
+                config[condition.parent] is value
+                or (
+                    type(config[condition.parent]) is type(value)
+                    and config[condition.parent] == value
+                )
+                for value in condition.values
+            )
+            values = domain.grid(99) if there else [None]
+            grown += [{**config, name: value} for value in values]
+        found = grown
+    return found
+
+
+def typed(config):
+    return tuple((name, type(value).__name__, value) for name, value in config.items())
+
+
+@given(trees())
+def test_a_conditional_space_has_each_configuration_once(space):
+    if space.cardinality is None:
+        return
+    expected = [typed(config) for config in all_configs(space)]
+    assert sorted(map(typed, space.grid(99)), key=repr) == sorted(expected, key=repr)
+    assert space.cardinality == len(expected) == space.size(space.axes(99))
+
+
+@given(trees(), st.lists(st.floats(0, 1), min_size=5, max_size=5))
+def test_what_is_not_there_is_none_and_has_one_coordinate(space, point):
+    units = np.array([point[: len(space)]])
+    config = space.from_unit(units)[0]
+    space.check(config)
+    assert space.contains(config)
+    assert list(config) == list(space)
+    back = space.to_unit([config])[0]
+    for name, unit in zip(space, back, strict=True):
+        assert (config[name] is None) == (not space.is_there(name, config))
+        assert config[name] is not None or unit == 0.5
+    np.testing.assert_allclose(space.snap(units)[0], back, atol=1e-12)
+    assert SearchSpace.from_json(space.to_json()) == space
+    known = {name: value for name, value in config.items() if value is not None}
+    assert space.completed(known) == config
+    filled = space.filled(config)
+    assert all(domain.contains(filled[name]) for name, domain in space.items())
+    assert space.pruned(filled) == config
+
+
+def test_a_conditional_knob_is_there_with_its_parents_value_and_only_then():
+    space = SearchSpace(
+        optimizer=Choice(("sgd", "adam")),
+        momentum=Conditional(Float(0.0, 0.9), "optimizer", ("sgd",)),
+    )
+    space.check({"optimizer": "adam", "momentum": None})
+    space.check({"optimizer": "sgd", "momentum": 0.5})
+    with pytest.raises(ValueError, match="momentum = None is not in"):
+        space.check({"optimizer": "sgd", "momentum": None})
+    with pytest.raises(ValueError, match="with optimizer = 'adam' there is no momentum"):
+        space.check({"optimizer": "adam", "momentum": 0.5})
+    assert space["momentum"] == Float(0.0, 0.9)
+    assert space != SearchSpace(optimizer=Choice(("sgd", "adam")), momentum=Float(0.0, 0.9))
 
 
 @given(spaces, st.integers(0, 2**32))
@@ -126,6 +224,18 @@ def test_integer_axes_have_no_value_twice():
         (lambda: Choice(("a", "a")), "twice"),
         (lambda: Choice(([1],)), "text, numbers"),
         (lambda: SearchSpace(), "at least one knob"),
+        (lambda: SearchSpace(x=Conditional(Float(0, 1), "n", (1,))), "no knob before it"),
+        (lambda: hanging(Float(0, 1), (0.5,)), "must be a Choice or an Int"),
+        (lambda: hanging(Int(0, 10_000), (1,)), "at most 10,000 values"),
+        (lambda: hanging(Int(1, 3), (4,)), "'n' is never '4'"),
+        (lambda: hanging(Choice((1, 2)), (True,)), "'n' is never 'True'"),
+        (lambda: hanging(Int(1, 3), ()), "needs the values of 'n'"),
+        (lambda: hanging(Choice(("a", "b")), "a"), "needs the values of 'n'"),
+        (lambda: hanging(Int(1, 3), (1,), Choice((None, 1))), "cannot have the option None"),
+        (
+            lambda: SearchSpace.from_json({"x": {"type": "int", "low": 1, "high": 2, "when": 3}}),
+            "x",
+        ),
         (lambda: SearchSpace(act=("relu", "gelu")), r"Choice\(options\)"),
         (lambda: SearchSpace({"": Float(0, 1)}), "non-empty"),
         (lambda: SearchSpace.from_json({"x": {"type": "real"}}), "float, int or choice"),
@@ -138,6 +248,10 @@ def test_integer_axes_have_no_value_twice():
 def test_bad_input_is_a_value_error_that_says_what(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def hanging(parent, values, domain=Float(0, 1)):  # noqa: B008
+    return SearchSpace(n=parent, x=Conditional(domain, "n", values))
 
 
 def test_check_names_the_knob_that_is_off():

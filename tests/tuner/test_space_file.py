@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.space import Choice, Float, Int, SearchSpace
+from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 from tuner.space_file import read_space
+
+HANGING = "[a]\noptions = [1, 2]\nwhen = "
 
 
 def written(tmp_path, text):
@@ -41,6 +43,22 @@ def test_a_space_is_read_in_its_order(tmp_path):
     ]
 
 
+def test_a_knob_may_hang_on_one_above_it(tmp_path):
+    path = written(
+        tmp_path,
+        """
+        [kind]
+        options = ["sgd", "adam"]
+        [momentum]
+        low = 0.0
+        high = 0.99
+        when = { knob = "kind", values = ["sgd"] }
+        """,
+    )
+    momentum = Conditional(Float(0.0, 0.99), "kind", ("sgd",))
+    assert read_space(path) == SearchSpace(kind=Choice(("sgd", "adam")), momentum=momentum)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -62,6 +80,15 @@ def test_a_space_is_read_in_its_order(tmp_path):
         ("[a]\noptions = [[1], [2]]", "the knob 'a': "),
         ("[a]\noptions = [2026-11-26, 2]", "the knob 'a': "),
         ("[a]\noptions = [1]\nlow = 3", "low is nothing that it may say"),
+        (HANGING + "3", "when is written {"),
+        (
+            HANGING + '{ knob = "b", values = 1 }',
+            "the values of when are a list",
+        ),
+        (
+            HANGING + '{ knob = "b", values = [1] }',
+            "which is no knob before it",
+        ),
     ],
 )
 def test_what_is_no_space_is_refused_by_its_name(tmp_path, text, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -151,8 +150,7 @@ def _untried(
     """Configurations of a finite space: all of a small one, some of a large one."""
     configs: list[Config]
     if near is None:
-        axes = space.axes(max(domain.cardinality or 1 for domain in space.values()))
-        configs = [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+        configs = list(space.grid(max(domain.cardinality or 1 for domain in space.values())))
     else:
         configs = list(space.from_unit(np.concatenate([sobol(space, seed, _RAW_POINTS), near])))
     seen = tried(space, history)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 
 from tuner.history import HistoryView
@@ -58,7 +57,7 @@ class GridSearcher:
         """Points a side of the lattice that is being visited (rules 2 and 3)."""
         visited = {config_key(self._space, t.config) for t in history.trained}
         for points in range(3, _FINEST, 2):
-            axes = [set(axis) for axis in self._space.axes(points)]
+            axes = [{*axis, None} for axis in self._space.axes(points)]
             holds = all(
                 value in axis for key in visited for (_, value), axis in zip(key, axes, strict=True)
             )
@@ -94,12 +93,14 @@ class GridSearcher:
                 yield self._at(axes, cell)
 
     def _at(self, axes: list[list[Value]], cell: tuple[int, ...]) -> dict[str, Value]:
-        return {n: axis[i] for n, axis, i in zip(self._space, axes, cell, strict=True)}
+        return self._space.pruned(
+            {n: axis[i] for n, axis, i in zip(self._space, axes, cell, strict=True)}
+        )
 
 
 def lattice_size(space: SearchSpace, points: int) -> int:
     """How many configurations a lattice with `points` a side has."""
-    return math.prod(len(axis) for axis in space.axes(points))
+    return space.size(space.axes(points))
 
 
 def _is_whole_space(space: SearchSpace, points: int) -> bool:

@@ -106,7 +106,9 @@ class OptunaSearcher:
             return draw_new(self._space, self._seed, "optuna-rest", history)  # says so by raising
         with _quiet_and_alone():
             for params in self._asked(self._show(history)):
-                config = {n: _value(dom, params[n]) for n, dom in self._space.items()}
+                config = self._space.pruned(
+                    {n: _value(dom, params[n]) for n, dom in self._space.items()}
+                )
                 if config_key(self._space, config) not in seen:
                     return config
         self.fallback = "the sampler asked only for what has been tried: random"
@@ -146,7 +148,10 @@ class OptunaSearcher:
             value=value,
             datetime_start=_ONCE,
             datetime_complete=_ONCE if state.is_finished() else None,
-            params={n: _param(dom, trial.config[n]) for n, dom in self._space.items()},
+            params={
+                n: _param(self._space[n], value)
+                for n, value in self._space.filled(trial.config).items()
+            },
             distributions=self._distributions,
             user_attrs={},
             system_attrs=constraints,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from tuner.history import HistoryView
 from tuner.searchers.base import SpaceExhausted, config_key, generator, tried
 from tuner.space import Config, SearchSpace
@@ -36,10 +34,7 @@ def draw_new(space: SearchSpace, seed: int, name: str, history: HistoryView) -> 
             return config
     # Nearly all is seen: count what is left and draw from that.
     points = max(domain.cardinality or 1 for domain in space.values())
-    lattice = (
-        dict(zip(space, values, strict=True)) for values in itertools.product(*space.axes(points))
-    )
-    left = [config for config in lattice if config_key(space, config) not in seen]
+    left = [config for config in space.grid(points) if config_key(space, config) not in seen]
     if not left:
         raise SpaceExhausted(f"all {space.cardinality} configurations have been tried")
     return left[int(source.integers(len(left)))]

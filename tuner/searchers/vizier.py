@@ -72,7 +72,8 @@ class VizierSearcher:
                 found = suggestion.parameters.as_dict()
                 if len(found) < len(self._space):
                     continue  # it leaves out what became no number
-                yield {n: _value(d, found[_name(i)]) for i, (n, d) in _numbered(self._space)}
+                knobs = {n: _value(d, found[_name(i)]) for i, (n, d) in _numbered(self._space)}
+                yield self._space.pruned(knobs)
 
 
 def _problem(space: SearchSpace) -> Any:
@@ -95,7 +96,8 @@ def _problem(space: SearchSpace) -> Any:
 
 def _shown(space: SearchSpace, trial: Trial) -> Any:
     """A trial in Vizier's terms; None where it has nothing to say."""
-    params = {_name(i): _param(d, trial.config[n]) for i, (n, d) in _numbered(space)}
+    filled = space.filled(trial.config)
+    params = {_name(i): _param(d, filled[n]) for i, (n, d) in _numbered(space)}
     shown = vz.Trial(id=trial.number + 1, parameters=params)
     if trial.state is TrialState.INFEASIBLE:
         shown.complete(vz.Measurement(), infeasibility_reason="infeasible")

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,13 @@ class Command:
                 f"--command lacks {_braced(missing)}: such a knob would change nothing. Put it "
                 "into the command, or take it out of the space"
             )
+        for flag, text in pairwise(self.arguments):
+            name = text.strip("{}")
+            if name in space.conditions and text == f"{{{name}}}" and flag.startswith("-"):
+                raise ValueError(
+                    f"--command has {flag} {text}, but there is not always a {name}: an argument "
+                    f"with it is left out then, so write the two as one, {flag}={text}"
+                )
 
     def _finds(self, program: str) -> bool:
         if os.sep in program:  # from where it runs, and not from here
@@ -164,8 +172,9 @@ class Command:
         Raises Infeasible or RuntimeError where it fails, or ends without a match.
         """
         values = {**config, SEED: seed, CHECKPOINT_DIR: folder}
+        absent = {name for name, value in config.items() if value is None}
         process = subprocess.Popen(
-            [_filled(text, values) for text in self.arguments],
+            [_filled(text, values) for text in self.arguments if not _names(text) & absent],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tuner.workers.test_functions import charges, curves
-from tuner import Choice, Float, SearchSpace, tune
+from tuner import Choice, Conditional, Float, SearchSpace, tune
 from tuner.budget import Kind
 from tuner.scheduler import TrainingBrokenError
 from tuner.trial import TrialState
@@ -73,6 +73,23 @@ def test_a_placeholder_that_a_value_holds_stays_as_it_is(tmp_path):
     said = set((tmp_path / "checkpoints" / "worker-0.log").read_text().splitlines())
     assert said <= {f"val_acc=0.5 {a} {b} {{a}}" for a in ("{b}", "{seed}") for b in "12"}
     assert said
+
+
+def test_an_argument_of_a_knob_that_is_not_there_is_left_out(tmp_path):
+    space = SearchSpace(
+        kind=Choice(("sgd", "adam")),
+        momentum=Conditional(Float(0.0, 0.99), "kind", ("sgd",)),
+        rate=Float(0.0, 1.0),
+    )
+    echo = parsed("echo val_acc={rate} {kind} --momentum={momentum}", space=space)
+    study = search(echo, minutes=0.02, epochs=1, space=space, directory=tmp_path, seed=1)
+    said = (tmp_path / "checkpoints" / "worker-0.log").read_text().splitlines()
+    kinds = [t.config["kind"] for t in study.trials if t.curve]
+    assert set(kinds) == {"sgd", "adam"}
+    assert [("--momentum=" in line) for line in said[: len(kinds)]] == [k == "sgd" for k in kinds]
+    assert not any("None" in line for line in said)
+    with pytest.raises(ValueError, match=r"write the two as one, --momentum=\{momentum\}"):
+        parsed("echo {kind} {rate} --momentum {momentum}", space=space)
 
 
 def test_an_exit_code_that_says_so_is_infeasible():

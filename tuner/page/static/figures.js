@@ -33,7 +33,9 @@ const Figures = (() => {
 
   /** Where a value of a knob stands on its axis. */
   function position(knob, value) {
-    if (knob.type === "choice") return knob.options.indexOf(value);
+    const index = knob.type === "choice" ? knob.options.indexOf(value) : -1;
+    if (index >= 0) return index;
+    if (value === null) return null; // a conditional knob that is not there
     return knob.log ? Math.log10(value) : value;
   }
 
@@ -41,7 +43,8 @@ const Figures = (() => {
   function spot(knob, value, number, salt) {
     const isDiscrete = knob.type === "choice" || (knob.type === "int" && !knob.log);
     const fraction = ((number + 1) * salt) % 1;
-    return position(knob, value) + (isDiscrete ? 0.56 * (fraction - 0.5) : 0);
+    const place = position(knob, value);
+    return place === null ? null : place + (isDiscrete ? 0.56 * (fraction - 0.5) : 0);
   }
 
   /** Both coordinates of a probe, which is placed by its knobs. */
