@@ -1,4 +1,4 @@
-"""Data sets as tensors: the embedded sample, and torchvision's sets with a validation split.
+"""Data sets as arrays: the embedded sample, torchvision's sets, and a user's own images.
 
 Validation always comes out of the training set, stratified by class and the same for every run;
 the test set is a separate read (`load_test`), for the winner alone.
@@ -12,13 +12,15 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models import own_images
+from models.splits import held_out_size, stratified
 from tuner.arrays import arrays_in
 from tuner.files import waiting_lock
 from tuner.foreign import read_capped
@@ -30,7 +32,6 @@ _SPLIT_SEED = 20_201
 _PARTS = ("train", "validation", "test")
 _SAMPLE_KINDS = {f"{part}_{what}": "u" for part in _PARTS for what in ("images", "labels")}
 _MOST_SAMPLE, _MOST_PIXELS = 16 << 20, 16_000_000
-_VALIDATION_SHARE = 6  # one image in six of the training set, at most 10,000
 
 
 @dataclass(frozen=True)
@@ -79,45 +80,73 @@ _SOURCES: Mapping[str, _Source] = {
 DATA_SETS = ("sample", *_SOURCES)
 
 
+def title(name: str) -> str:
+    """A data set's name for people: of a user's own, that of the file or folder."""
+    return name if name in DATA_SETS else Path(name.partition("#")[0]).stem
+
+
 def default_root() -> Path:
     """Where data sets are kept unless told otherwise: a folder in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "tuner" / "data"
 
 
-def prepare(name: str, root: Path) -> None:
+def prepare(name: str, root: Path) -> str:
     """Make sure that the files are there, fetching them if need be, one process at a time.
 
-    Raises ValueError where they are not and cannot be fetched.
+    Returns the name by which a run remembers them, which is `name` but for a user's own images.
+    Raises ValueError where they are not there and cannot be fetched.
     """
-    pick(name, dict.fromkeys(DATA_SETS), "data set")
+    is_own = name not in DATA_SETS and own_images.is_own(name)
+    if is_own:
+        name = own_images.named(name)
+    else:
+        pick(name, dict.fromkeys(DATA_SETS), "data set")
     if name == "sample":
-        return
+        return name
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / ".lock").touch()
     except OSError as error:
         raise ValueError(f"the data folder {root} cannot be written to: {error}") from error
     with waiting_lock(root / ".lock"):
+        if is_own:
+            own_images.convert(name, root)
+            return name
         if name == "fashion_mnist":
             _unpack_fashion_mnist(root)
         _open(name, root, train=True, download=True)
         _open(name, root, train=False, download=True)
+    return name
 
 
-def load(name: str, root: Path) -> ImageData:
-    """Training and validation images; reads nothing of the test set and fetches nothing."""
+def load(name: str, root: Path, *, merged: bool = False) -> ImageData:
+    """Training and validation images; reads nothing of the test set and fetches nothing.
+
+    With `merged` the validation images are among those to train on as well, for the network that a
+    search ends with: a score on them means nothing then.
+    """
+    data = _load(name, root)
+    if not merged:
+        return data
+    parts = (data.train, data.validation)
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    return replace(data, train=Split(images, labels))
+
+
+def _load(name: str, root: Path) -> ImageData:
     if name == "sample":
         return ImageData(name, _sample("train"), _sample("validation"), 10, flips=True)
     full = _open(name, root, train=True, download=False)
-    size = min(10_000, len(full) // _VALIDATION_SHARE)
-    held_out, rest = stratified(full.labels, [size], _SPLIT_SEED)
+    held_out, rest = stratified(full.labels, [held_out_size(len(full))], _SPLIT_SEED)
     return ImageData(
         name,
         Split(full.images[rest], full.labels[rest]),
         Split(full.images[held_out], full.labels[held_out]),
-        int(full.labels.max()) + 1,
-        _SOURCES[name].flips,
+        len(class_names(name, root)) if name not in _SOURCES else int(full.labels.max()) + 1,
+        # Whether a mirrored image of the user's shows the same, nobody has said.
+        name in _SOURCES and _SOURCES[name].flips,
     )
 
 
@@ -126,6 +155,17 @@ def load_test(name: str, root: Path) -> Split:
     if name == "sample":
         return _sample("test")
     return _open(name, root, train=False, download=False)
+
+
+def class_names(name: str, root: Path) -> list[str]:
+    """What the classes are called, as far as anybody knows."""
+    if name not in DATA_SETS:
+        return [str(n) for n in own_images.arrays_of(name, root, ("classes",))["classes"]]
+    import torchvision
+
+    source = _SOURCES["fashion_mnist" if name == "sample" else name].torchvision
+    known = getattr(getattr(torchvision.datasets, source), "classes", None)
+    return list(known) if known else [str(i) for i in range(100 if name == "cifar100" else 10)]
 
 
 def _sample(part: str) -> Split:
@@ -143,23 +183,13 @@ def _sample(part: str) -> Split:
     return Split(images[:, None], labels.astype(np.int64))
 
 
-def stratified(labels: NDArray[np.int64], sizes: list[int], seed: int) -> list[NDArray[np.int64]]:
-    """Disjoint index sets of about the given sizes, each class in its share; last, the rest.
-
-    Sizes are met exactly where they divide by the class shares. Indices are in rising order.
-    """
-    generator = np.random.default_rng(seed)
-    parts: list[list[NDArray[np.int64]]] = [[] for _ in range(len(sizes) + 1)]
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        counts = [round(size * len(members) / len(labels)) for size in sizes]
-        for part, piece in zip(parts, np.split(members, np.cumsum(counts)), strict=True):
-            part.append(piece)
-    return [np.sort(np.concatenate(part)) for part in parts]
-
-
 def _open(name: str, root: Path, *, train: bool, download: bool) -> Split:
-    """One part of a torchvision data set; ValueError where it is not there."""
+    """One part of a data set; ValueError where it is not there."""
+    if name not in _SOURCES:
+        part = "train" if train else "test"
+        names = (f"{part}_images", f"{part}_labels")
+        arrays = own_images.arrays_of(name, root, names)
+        return Split(*(arrays[name] for name in names))
     import torchvision
 
     source = _SOURCES[name]

@@ -128,10 +128,10 @@ def choose(timings: Sequence[Timing]) -> Timing:
     return best
 
 
-def alone_ns(timings: Sequence[Timing]) -> int | None:
-    """Device time of a step of a trial that has the device to itself, where that was measured."""
-    alone = [t.step_ns for t in timings if t.layout.slots == 1 and not t.layout.bf16]
-    return min(alone, default=None)
+def alone(timings: Sequence[Timing]) -> Timing | None:
+    """The best for a trial that has the device to itself, where that was measured."""
+    found = [t for t in timings if t.layout.slots == 1 and not t.layout.bf16]
+    return min(found, key=lambda t: t.step_ns, default=None)
 
 
 # -- remembering -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from models.checkpoint import SUFFIX
 from models.layout import (
     Layout,
     Timing,
-    alone_ns,
+    alone,
     cache_key,
     choose,
     explore,
@@ -33,6 +33,7 @@ class TrainingSetup(Setup):
 
     Attributes:
         slots: trials at once on each device; None for as many as measure best.
+        merged: whether to train on the images to validate on as well.
     """
 
     program: str = "models.worker"
@@ -42,6 +43,7 @@ class TrainingSetup(Setup):
     root: Path
     epochs: int
     augment: bool = False
+    merged: bool = False
 
     def told(self) -> dict[str, Any]:
         """What to train on, and how."""
@@ -50,6 +52,7 @@ class TrainingSetup(Setup):
             "root": str(self.root),
             "epochs": self.epochs,
             "augment": self.augment,
+            "merged": self.merged,
         }
 
 
@@ -174,8 +177,8 @@ class TrainingPool(WorkerPool):
     @property
     def alone_epoch_ns(self) -> int | None:
         """What that epoch would cost a trial that has the device to itself, where measured."""
-        step_ns = alone_ns(self.timings)
-        return None if step_ns is None else step_ns * self._batches
+        timing = alone(self.timings)
+        return None if timing is None else timing.step_ns * self._batches
 
     def test(self, trial: Trial) -> float:
         """The test accuracy of a trial at its checkpoint; raises ValueError where it has none."""

@@ -152,7 +152,8 @@ class Worker:
             torch.cuda.set_device(self._device)  # events and streams are of the current device
         self._directory = Path(setup["directory"])
         self._writer = _Writer(connection, block, self._directory)
-        self._data = DeviceData(data.load(setup["data"], Path(setup["root"])), self._device)
+        images = data.load(setup["data"], Path(setup["root"]), merged=setup["merged"])
+        self._data = DeviceData(images, self._device)
         self._crews: dict[Shape, list[Crew]] = {}
         self._jobs: dict[int, _Job] = {}
         self._shapes: set[Shape] = set()  # of all trials so far

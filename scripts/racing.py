@@ -106,6 +106,21 @@ def run_race(
     stopper: Stopper,
 ) -> None:
     """Run the race to its end and write its files; raises Stopped where a signal ended it."""
+    race, track = hold(stack, store, request, folder, console, quiet, stopper)
+    finish(store, race, track, request, folder, console)
+
+
+def hold(
+    stack: ExitStack,
+    store: Store,
+    request: Request,
+    folder: Path,
+    console: Console,
+    quiet: bool,
+    stopper: Stopper,
+    go: Callable[[Race, Track], None] = lambda race, _: race.go(),
+) -> tuple[Race, Track]:
+    """Run the race to its end, or as far as `go` does; raises Stopped where a signal ended it."""
     if request.landscape is not None:
         track = _replay_track(request)
     else:
@@ -131,15 +146,15 @@ def run_race(
     race.share_warm_up(track.warm_up_ns)
     _check_budget(race)
     processes = _processes(race) if track.pool is None else 1
-    go = race.go
+    start = partial(go, race, track)
     if processes > 1:
         earlier = [t for t in race.runs[0].scheduler.history if t.source]  # the same for all
-        go = partial(race.go_in_parallel, partial(_replay, request, earlier), processes)
+        start = partial(race.go_in_parallel, partial(_replay, request, earlier), processes)
     with view.watch(race):
-        stopper.go(race, go)
+        stopper.go(race, start)
     store.commit(force=True)
     stopper.check()
-    _finish(store, race, track, request, folder, console)
+    return race, track
 
 
 def _processes(race: Race) -> int:
@@ -201,13 +216,23 @@ def _check_budget(race: Race) -> None:
             )
 
 
-def _finish(
-    store: Store, race: Race, track: Track, request: Request, folder: Path, console: Console
+def finish(
+    store: Store,
+    race: Race,
+    track: Track,
+    request: Request,
+    folder: Path,
+    console: Console,
+    *,
+    tests: bool = True,
 ) -> None:
-    """Find out what each run's winner is worth, and write the files and the pictures."""
+    """Find out what each run's winner is worth, and write the files and the pictures.
+
+    With `tests` winners of real training are tested.
+    """
     outcomes = [
         replace(
-            _outcome(store, run, track, console),
+            _outcome(store, run, track, console, tests),
             expected=_expected(run, request),
             returned_ns=returned_ns(run.scheduler.history, request.stop),
         )
@@ -249,8 +274,8 @@ def _finish(
         )
 
 
-def _outcome(store: Store, run: Run, track: Track, console: Console) -> Outcome:
-    """What a run came to; in real training its winner is tested, once."""
+def _outcome(store: Store, run: Run, track: Track, console: Console, tests: bool) -> Outcome:
+    """What a run came to; in real training its winner is tested, once, where it is to be."""
     history, ledger = run.scheduler.history, run.scheduler.budget.ledger
     best, row = chosen(history), run.row
     if track.landscape is not None:
@@ -260,7 +285,7 @@ def _outcome(store: Store, run: Run, track: Track, console: Console) -> Outcome:
     mark, test_score = best.checkpoint if best is not None else None, None
     if mark is not None and mark.sha256 == row.tested:
         test_score = row.test_score
-    elif mark is not None:
+    elif mark is not None and tests:
         try:
             test_score = track.pool.test(best)
             store.set_test_score(row.id, test_score, mark.sha256)

@@ -163,8 +163,7 @@ def _create(request: RecordRequest, folder: Path) -> tuple[Store, RecordRequest]
     space = SearchSpace.from_json(request.space)
     _design(request.design, space, request.seed)
     root = Path(request.data_root or default_root())
-    prepare(request.data, root)
-    request = replace(request, data_root=str(root))
+    request = replace(request, data=prepare(request.data, root), data_root=str(root))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -56,7 +56,11 @@ def main(
     seeds: Annotated[int, typer.Option(help="How many seeds each searcher runs with.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     data: Annotated[
-        str, typer.Option(help="sample, fashion_mnist, mnist, kmnist, cifar10, cifar100 or svhn.")
+        str,
+        typer.Option(
+            help="sample, fashion_mnist, mnist, kmnist, cifar10, cifar100 or svhn; or your own: a "
+            "folder with a folder of images for each class, or an npz file."
+        ),
     ] = "sample",
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of the data sets. Default: the user's cache.")

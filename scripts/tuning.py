@@ -48,6 +48,29 @@ def create(
     return store, asked, folder
 
 
+def create_model(
+    request: dict[str, Any],
+    searcher: str,
+    knobs: str,
+    ranges: list[str],
+    out: Path | None,
+) -> tuple[Store, Request, Path]:
+    """The same for a search whose winner becomes a model, within the same minutes."""
+    from models.data import title
+
+    if len(entries(searcher, "full")) != 1:
+        raise ValueError(f"--searcher is one, such as freeze-thaw, got {searcher!r}")
+    folder = out or default_folder(f"model-{title(request['data'])}")
+    store, asked, folder = create(request, searcher, "full", knobs, ranges, folder, [])
+    try:
+        store.set_meta("model", True)
+        store.commit(force=True)
+    except CannotWriteError:
+        store.discard()
+        raise
+    return store, asked, folder
+
+
 def race(
     store: Store,
     request: Request,
@@ -177,16 +200,15 @@ def _create(
         changes = {"landscape": where, "epochs": terrain.epochs, "data": None, "device": "replay"}
         request = replace(request, **changes)
     else:
-        from models.data import default_root, prepare
+        from models.data import default_root, prepare, title
         from models.knobs import make_space
         from tuner.workers.devices import find_devices
 
         space = make_space(names, ranges)
         find_devices(request.device)
         root = Path(request.data_root or default_root())
-        prepare(request.data, root)
-        request = replace(request, data_root=str(root))
-        kind = request.data
+        request = replace(request, data=prepare(request.data, root), data_root=str(root))
+        kind = title(request.data)
     for name in request.searchers:  # options that an entry refuses are refused here
         entry_for(name, space, request.seed, request)
     request = replace(request, space=space.to_json())
@@ -224,13 +246,26 @@ def check_out(folder: Path) -> None:
         )
 
 
-def reopen(folder: Path, budget_minutes: float | None) -> tuple[Store, Request | CommandRequest]:
+def reopen_model(folder: Path) -> tuple[Store, Request]:
+    """The search for a model in a folder, and what was asked for."""
+    store, request = reopen(folder, None, is_model=True)
+    if isinstance(request, CommandRequest):  # which no search for a model has
+        raise ValueError(f"{folder} holds a command's search")
+    return store, request
+
+
+def reopen(
+    folder: Path, budget_minutes: float | None, *, is_model: bool = False
+) -> tuple[Store, Request | CommandRequest]:
     """The study in a folder and what was asked for; only the budget may be another."""
     store = Store(folder / "study.sqlite", create=False)
     try:
         kept = store.meta("request")
         if not isinstance(kept, dict):
             raise ValueError(f"{folder} holds a study, but not a race that can be resumed")
+        if is_model != (store.meta("model") is not None):
+            script = "tune.py" if is_model else "automl.py"
+            raise ValueError(f"{folder} was begun by {script}; go on with {script} --resume")
         request = CommandRequest(**kept) if "command" in kept else Request(**kept)
         if budget_minutes is not None:
             request = replace(request, budget_minutes=budget_minutes)

@@ -209,6 +209,18 @@ def training_ns(history: HistoryView) -> int | None:
     return history.mean_epoch_ns * history.max_epochs
 
 
+def winner_ns(history: HistoryView) -> int | None:
+    """What a full training of the winner is expected to cost here; None before the first.
+
+    What its own did, at its full length, or what one costs on average where that is more.
+    """
+    winner, usual_ns = chosen(history), training_ns(history)
+    if winner is None or usual_ns is None or not winner.epoch:
+        return usual_ns
+    epochs = history.max_epochs or winner.epoch
+    return max(usual_ns, winner.device_ns * epochs // winner.epoch)
+
+
 def _overhead(history: HistoryView) -> float:
     """What the run paid since its first trial began, over what its trials cost: at least 1."""
     charged = history.charged_ns

@@ -24,6 +24,7 @@ from tuner.trial import Trial
 TURNS = 8
 """How many turns a budget is divided into: enough that a slow hour of the machine, or a hot GPU,
 falls on all searchers alike, few enough that changing over costs next to nothing."""
+_LEAST_OF_TURNS = 50  # in a budget of which a part is kept
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,22 @@ class Race:
             if self._shares_device and len(waiting) > 1:
                 turn_ns = (self.current.row.budget_ns or 0) // TURNS
             self.current.scheduler.run(turn_ns)
+        self.current = None
+
+    def go_keeping(self, kept_ns: Callable[[Run], int]) -> None:
+        """Run until what is left of each budget is no more than what `kept_ns` says is to be kept.
+
+        What is to be kept may change with what is found, and a turn ends when its last epoch in
+        flight does: turns are of half of what may be spent, the last one of the whole.
+        """
+        for run in self.runs:
+            self.current, budget = run, run.scheduler.budget
+            while not self.is_interrupted and not run.scheduler.finished:
+                spare_ns = budget.remaining_ns - kept_ns(run)
+                if spare_ns <= 0:
+                    break
+                least_ns = min(spare_ns, (run.row.budget_ns or 0) // _LEAST_OF_TURNS)
+                run.scheduler.run(max(spare_ns // 2, least_ns))
         self.current = None
 
     def go_in_parallel(self, replay: Callable[[RunRow], Result], processes: int) -> None:

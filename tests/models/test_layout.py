@@ -9,7 +9,7 @@ import pytest
 from models.layout import (
     Layout,
     Timing,
-    alone_ns,
+    alone,
     cache_key,
     choose,
     explore,
@@ -41,7 +41,7 @@ def test_on_a_cpu_processes_threads_and_packs_are_compared():
     assert asked == list(times)
     assert [t.share_ns for t in timings] == [25, 60, 30, 26]
     assert choose(timings).layout == Layout(4)
-    assert alone_ns(timings) == 30
+    assert alone(timings).step_ns == 30
 
 
 def test_one_core_has_nothing_to_compare_twice():
@@ -69,7 +69,7 @@ def test_a_gpus_packs_are_widened_until_that_brings_nothing():
     assert [layout.width for layout in asked] == [1, 2, 4, 8, 16, 8, 8]
     assert asked[-2] == Layout(1, width=8, grouped=True)
     assert choose(timings).layout == Layout(1, width=8)  # bf16 is within the margin
-    assert alone_ns(timings) == 100
+    assert alone(timings).step_ns == 100
 
 
 def test_a_gpus_memory_ends_the_widening():

@@ -1,0 +1,238 @@
+"""A user's own images: a folder with a folder for each class, or an npz file.
+
+Both become one npz file in the data root, once, named after what was in them: a run that goes on
+later trains on what it began with, or says that it cannot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.arrays import arrays_in
+from tuner.files import write_atomically
+from tuner.foreign import read_capped
+
+_MARK = "#"  # between where images came from and what was in there
+_SIDE, _LARGEST_KEPT = 64, 64  # pixels
+_LEAST_OF_A_CLASS = 6  # of which one is to test and one to validate on
+_MOST_BYTES, _MOST_PIXELS = 2 << 30, 4_000_000_000
+_KINDS = {
+    **{f"{part}_images": "u" for part in ("train", "test")},
+    **{f"{part}_labels": "iu" for part in ("train", "test")},
+    "classes": "U",
+}
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def is_own(name: str) -> bool:
+    """Whether a data set's name is a file or folder of the user's."""
+    return _MARK in name or os.sep in name or name.endswith(".npz") or Path(name).is_dir()
+
+
+def named(name: str) -> str:
+    """The name by which a run remembers what is there now: its path and a digest.
+
+    Raises ValueError where there is nothing to train on, and where it is not what a name that was
+    made earlier says.
+    """
+    where, _, before = name.partition(_MARK)
+    path = Path(where).resolve()
+    if path.is_dir():
+        listing = [
+            (str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns)
+            for p in _images_below(path)
+        ]
+        if not listing:
+            raise ValueError(f"{path} has no images; expected a folder for each class in it")
+        digest = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+    else:
+        digest = hashlib.sha256(read_capped(path, _MOST_BYTES)).hexdigest()[:16]
+    if before and before != digest:
+        raise ValueError(f"{path} has changed since this run began; begin a new one")
+    return f"{path}{_MARK}{digest}"
+
+
+def convert(name: str, root: Path) -> None:
+    """Make the file that `arrays_of` reads, where it is not there; `name` is as `named` gave it.
+
+    Raises ValueError, naming the file, where what is there cannot be used.
+    """
+    target = _target(name, root)
+    if target.exists():
+        return
+    path = Path(name.partition(_MARK)[0])
+    arrays = _from_folder(path) if path.is_dir() else _from_file(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(target, buffer.getvalue())
+
+
+def arrays_of(name: str, root: Path, only: tuple[str, ...]) -> Arrays:
+    """Arrays that `convert` made: `train_images`, `n x channels x height x width`, and so on."""
+    target = _target(name, root)
+    try:
+        arrays = arrays_in(read_capped(target, _MOST_BYTES), _KINDS, _MOST_PIXELS, only)
+    except ValueError as error:
+        raise ValueError(f"{target}: {error}") from error
+    return arrays
+
+
+def _target(name: str, root: Path) -> Path:
+    return root / "own" / f"{name.rpartition(_MARK)[2]}.npz"
+
+
+# -- npz -------------------------------------------------------------------------------------------
+
+
+def _from_file(path: Path) -> Arrays:
+    try:
+        arrays = arrays_in(read_capped(path, _MOST_BYTES), _KINDS, _MOST_PIXELS)
+        if not {"train_images", "train_labels"} <= set(arrays):
+            raise ValueError("it lacks train_images or train_labels")
+        if ("test_images" in arrays) != ("test_labels" in arrays):
+            raise ValueError("it has one of test_images and test_labels, and not the other")
+        found: Arrays = {}
+        for part in ("train", "test"):
+            if f"{part}_images" in arrays:
+                images, labels = (arrays[f"{part}_{what}"] for what in ("images", "labels"))
+                found[f"{part}_images"], found[f"{part}_labels"] = _checked(part, images, labels)
+        if "test_images" in found and found["test_images"].shape[1:] != (
+            shape := found["train_images"].shape[1:]
+        ):
+            raise ValueError(
+                f"images to test on are not of the shape of those to train on, {shape}"
+            )
+        count = int(max(found[key].max() for key in found if key.endswith("labels"))) + 1
+        names = arrays.get("classes", np.array([str(i) for i in range(count)]))
+        if names.shape != (count,):
+            raise ValueError(f"it has {count} classes, and {names.size} names for them")
+        return _whole({**found, "classes": names})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _checked(
+    part: str, images: NDArray[Any], labels: NDArray[Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images with channels first, and labels; ValueError where they are no such."""
+    if images.dtype != np.uint8:
+        raise ValueError(f"{part}_images are uint8, pixels from 0 to 255, got {images.dtype}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
+        raise ValueError(
+            f"{part}_images are n x height x width, or that x 1 or x 3, got {images.shape}"
+        )
+    if labels.shape != images.shape[:1] or labels.min() < 0:
+        raise ValueError(
+            f"{part}_labels are a number from 0 up for each image, got {labels.shape} for "
+            f"{len(images)} images"
+        )
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64)
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(where) / f for f in sorted(files) if f.lower().endswith(IMG_EXTENSIONS))
+
+
+def _from_folder(folder: Path) -> Arrays:
+    """`DIR/CLASS/…`, or `DIR/train/CLASS/…` with `DIR/test/CLASS/…` or without."""
+    parts = {"train": folder / "train", "test": folder / "test"}
+    if not parts["train"].is_dir():
+        parts = {"train": folder}
+    names = sorted(p.name for p in parts["train"].iterdir() if p.is_dir())
+    files: dict[str, list[tuple[Path, int]]] = {}
+    for part, place in parts.items():
+        if not place.is_dir():
+            continue
+        if unknown := {p.name for p in place.iterdir() if p.is_dir()} - set(names):
+            raise ValueError(f"{place} has the class {min(unknown)}, of which none is to train on")
+        files[part] = [(f, i) for i, name in enumerate(names) for f in _images_below(place / name)]
+    every = [path for found in files.values() for path, _ in found]
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+        facts = list(pool.map(_facts, every))
+    size = facts[0][0] if len({f[0] for f in facts}) == 1 else (_SIDE, _SIDE)
+    if max(size) > _LARGEST_KEPT:
+        size = (_SIDE, _SIDE)
+    mode = "L" if all(f[1] in ("1", "L") for f in facts) else "RGB"
+    arrays: Arrays = {"classes": np.array(names)}
+    for part, found in files.items():
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(lambda one: _pixels(one[0], size, mode), found))
+        arrays[f"{part}_images"] = np.stack(images)
+        arrays[f"{part}_labels"] = np.array([i for _, i in found], dtype=np.int64)
+    return _whole(arrays)
+
+
+def _facts(path: Path) -> tuple[tuple[int, int], str]:
+    """Width and height, and how its pixels are kept."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size, image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _pixels(path: Path, size: tuple[int, int], mode: str) -> NDArray[np.uint8]:
+    """An image as `channels x height x width`."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            fitted = image.convert(mode)
+            if fitted.size != size:
+                fitted = fitted.resize(size, Image.Resampling.BILINEAR)
+            pixels = np.asarray(fitted, dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _whole(arrays: Arrays) -> Arrays:
+    """With images to test on: where there are none, one in six of each class is set aside."""
+    from models.splits import held_out_size, stratified
+
+    labels = arrays["train_labels"]
+    counts = np.bincount(labels, minlength=len(arrays["classes"]))
+    if len(counts) < 2 or counts.min() < _LEAST_OF_A_CLASS:
+        name, few = arrays["classes"][int(counts.argmin())], int(counts.min())
+        raise ValueError(
+            f"expected at least 2 classes with {_LEAST_OF_A_CLASS} images each to train on, got "
+            f"{few} of {str(name)[:60]!r}"
+            if len(counts) > 1
+            else "expected at least 2 classes, got 1"
+        )
+    if "test_labels" in arrays:
+        return arrays
+    tested, rest = stratified(labels, [held_out_size(len(labels))], _SPLIT_SEED)
+    images = arrays["train_images"]
+    return {
+        **arrays,
+        "train_images": images[rest],
+        "train_labels": labels[rest],
+        "test_images": images[tested],
+        "test_labels": labels[tested],
+    }
+
+
+_SPLIT_SEED = 20_202  # not the one by which validation is set aside

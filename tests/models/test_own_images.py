@@ -1,0 +1,185 @@
+"""A user's own images: folders and npz files, what is refused, and what a run remembers of them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models import data
+from models.own_images import is_own, named
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "root"
+
+
+def draw(path, colour, size=(12, 9), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def folder_of(where, classes=("cat", "dog"), count=12, **options):
+    for i, name in enumerate(classes):
+        for j in range(count):
+            draw(where / name / f"{j}.png", (10 * i, j, 7), **options)
+    return where
+
+
+def saved(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def images(n, *shape):
+    return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def test_a_folder_with_a_folder_a_class_is_split_in_three(tmp_path, root):
+    name = data.prepare(str(folder_of(tmp_path / "pets")), root)
+    found, test = data.load(name, root), data.load_test(name, root)
+    assert data.class_names(name, root) == ["cat", "dog"]
+    assert [len(found.train), len(found.validation), len(test)] == [16, 4, 4]
+    assert found.train.images.shape == (16, 3, 9, 12)
+    assert (found.classes, found.flips) == (2, False)
+    drawn = []
+    for part in (found.train, found.validation, test):
+        assert np.bincount(part.labels).tolist() == [len(part) // 2] * 2
+        assert (part.images[:, 0] == 10 * part.labels[:, None, None]).all()
+        assert (part.images[:, 2] == 7).all()
+        drawn += zip(part.labels.tolist(), part.images[:, 1, 0, 0].tolist(), strict=True)
+    assert sorted(drawn) == [(i, j) for i in range(2) for j in range(12)]  # each image once
+
+
+def test_a_test_set_of_its_own_is_left_as_it_is(tmp_path, root):
+    folder_of(tmp_path / "pets" / "train")
+    folder_of(tmp_path / "pets" / "test", count=1)
+    name = data.prepare(str(tmp_path / "pets"), root)
+    assert len(data.load(name, root).train) == 20
+    assert len(data.load_test(name, root)) == 2
+    folder_of(tmp_path / "pets" / "test", classes=("owl",), count=1)
+    with pytest.raises(ValueError, match="has the class owl, of which none is to train on"):
+        data.prepare(str(tmp_path / "pets"), root)
+
+
+def test_images_of_several_sizes_become_squares_and_gray_ones_stay_gray(tmp_path, root):
+    for i, size in enumerate([(100, 80), (70, 90), (64, 64)] * 4):
+        for label in "ab":
+            draw(tmp_path / "gray" / label / f"{i}.png", 9, size, "L")
+    found = data.load(data.prepare(str(tmp_path / "gray"), root), root)
+    assert found.train.images.shape[1:] == (1, 64, 64)
+    assert (found.train.images == 9).all()
+
+
+def test_an_npz_file_is_taken_as_it_is(tmp_path, root):
+    pixels, labels = images(60, 8, 6, 3), np.arange(60) % 3
+    tested = images(6, 8, 6, 3)
+    name = saved(
+        tmp_path / "mine.npz",
+        train_images=pixels,
+        train_labels=labels,
+        test_images=tested,
+        test_labels=np.arange(6) % 3,
+        classes=np.array(["x", "y", "z"]),
+    )
+    name = data.prepare(name, root)
+    found = data.load(name, root, merged=True)
+    assert found.train.images.shape == (60, 3, 8, 6)
+    key = {pixels[i].tobytes(): labels[i] for i in range(60)}
+    for image, label in zip(found.train.images, found.train.labels, strict=True):
+        assert key[image.transpose(1, 2, 0).tobytes()] == label
+    assert (data.load_test(name, root).images == tested.transpose(0, 3, 1, 2)).all()
+    assert data.class_names(name, root) == ["x", "y", "z"]
+
+
+def test_merged_data_are_those_to_train_and_to_validate_on(tmp_path, root):
+    name = data.prepare(
+        saved(tmp_path / "mine.npz", train_images=images(60, 8, 6), train_labels=np.arange(60) % 3),
+        root,
+    )
+    apart, merged = data.load(name, root), data.load(name, root, merged=True)
+    assert len(merged.train) == len(apart.train) + len(apart.validation)
+    assert (merged.train.images[len(apart.train) :] == apart.validation.images).all()
+    assert (merged.train.labels[: len(apart.train)] == apart.train.labels).all()
+
+
+def test_a_run_remembers_what_was_there(tmp_path, root):
+    folder = folder_of(tmp_path / "pets")
+    name = data.prepare(str(folder), root)
+    assert data.prepare(name, root) == name
+    draw(folder / "cat" / "new.png", (1, 2, 3))
+    with pytest.raises(ValueError, match="has changed since this run began"):
+        data.prepare(name, root)
+    assert data.prepare(str(folder), root) != name
+    assert data.title(name) == "pets"
+    assert len(data.load(name, root).train) == 16  # what it began with is still there
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "lacks train_images or train_labels"),
+        ({"train_images": images(9, 4, 4)}, "lacks train_images or train_labels"),
+        ({"train_images": images(9, 4, 4) / 255.0, "train_labels": np.arange(9)}, "entries of"),
+        ({"train_images": images(9, 4, 4, 4), "train_labels": np.arange(9)}, "that x 1 or x 3"),
+        ({"train_images": images(9, 4, 4), "train_labels": np.arange(8)}, "for each image"),
+        ({"train_images": images(9, 4, 4), "train_labels": np.arange(9) - 1}, "from 0 up"),
+        ({"train_images": images(9, 4, 4), "train_labels": np.zeros(9, int)}, "at least 2 classes"),
+        (
+            {"train_images": images(30, 4, 4), "train_labels": np.repeat([0, 2], 15)},
+            "with 6 images each to train on, got 0 of '1'",
+        ),
+        (
+            {
+                "train_images": images(30, 4, 4),
+                "train_labels": np.arange(30) % 2,
+                "test_images": images(2, 5, 4),
+                "test_labels": np.arange(2),
+            },
+            "not of the shape of those to train on",
+        ),
+        (
+            {
+                "train_images": images(30, 4, 4),
+                "train_labels": np.arange(30) % 2,
+                "test_images": images(2, 4, 4),
+            },
+            "and not the other",
+        ),
+        (
+            {
+                "train_images": images(30, 4, 4),
+                "train_labels": np.arange(30) % 2,
+                "classes": np.array(["a"]),
+            },
+            "2 classes, and 1 names",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_by_its_name(tmp_path, root, arrays, message):
+    with pytest.raises(ValueError, match=r"mine\.npz") as found:
+        data.prepare(saved(tmp_path / "mine.npz", **arrays), root)
+    assert message in str(found.value)
+
+
+def test_folders_that_cannot_be_used_are_refused(tmp_path, root):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no images"):
+        data.prepare(str(tmp_path / "empty"), root)
+    with pytest.raises(ValueError, match="gone"):
+        data.prepare(str(tmp_path / "gone.npz"), root)
+    folder = folder_of(tmp_path / "pets")
+    (folder / "cat" / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.jpg cannot be read as an image"):
+        data.prepare(str(folder), root)
+    assert not list((root / "own").glob("*"))
+
+
+def test_the_name_of_a_known_set_is_that_set(tmp_path, monkeypatch):
+    folder_of(tmp_path / "sample")
+    monkeypatch.chdir(tmp_path)
+    assert data.prepare("sample", tmp_path / "root") == "sample"
+    assert data.class_names("sample", tmp_path)[0] == "T-shirt/top"
+    assert is_own("sample")
+    assert named("sample").startswith(str(tmp_path / "sample#"))
+    with pytest.raises(ValueError, match="data set"):
+        data.prepare("smaple", tmp_path / "root")
