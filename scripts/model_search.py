@@ -33,7 +33,8 @@ from tuner.workers.devices import find_devices
 from tuner.workers.runner import WorkerRunner
 
 _FIRST_SHARE = 0.2  # of the minutes, kept back while it is not known what a training costs
-_SLACK = 1.2  # of what is kept back: no training costs just what it did before
+_SLACK = 1.3  # of what is kept back: no training, and no start, costs just what it did before
+_HOPELESS = 1.5  # times what is left: nobody else has a use for it, so that a chance is taken
 RETRAINING = "retrained"
 """The folder, below the run's, of a study with one trial; and its searcher's name."""
 
@@ -159,8 +160,8 @@ def _go(request: Request, race: Race, track: Track) -> None:
         needed_ns = winner_ns(run.scheduler.history)
         if needed_ns is None:
             return int(_FIRST_SHARE * (run.row.budget_ns or 0))
-        factor = _SLACK * more_images * alone_ns / pool.epoch_ns
-        return int(factor * needed_ns) + track.warm_up_ns
+        factor = more_images * alone_ns / pool.epoch_ns
+        return int(_SLACK * (factor * needed_ns + track.warm_up_ns))
 
     race.go_keeping(kept_ns)
 
@@ -190,6 +191,8 @@ def _retrain(
     stopper: Stopper,
 ) -> Made:
     """The winner trained on all images, where what is left pays for it."""
+    if winner.left_ns <= 0:
+        return Made(history[winner.number], folder, False, "nothing was left to pay for it", 0)
     place = folder / RETRAINING
     place.mkdir(exist_ok=True)
     path = place / "study.sqlite"
@@ -264,7 +267,7 @@ def _train_again(
     race.share_warm_up(warm_up_ns)
     price_ns = winner.ns * pool.epoch_ns // pace["share_ns"]
     left_ns = (row.budget_ns or 0) - run.recorder.budget.spent_ns
-    if not run.scheduler.history.trained and price_ns > left_ns:
+    if not run.scheduler.history.trained and price_ns > _HOPELESS * left_ns:
         return (
             f"what was left, {to_minutes(left_ns):.2f} minutes, did not pay for it: it would have "
             f"taken about {to_minutes(price_ns):.2f}"

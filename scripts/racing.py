@@ -35,8 +35,9 @@ from tuner.reader import RunRow
 from tuner.report import TEST_ACCURACY, Outcome, main_knobs, worth, write_files
 from tuner.runner import Runner
 from tuner.searchers import Searcher, make_searcher
+from tuner.searchers.known_start import KnownStart
 from tuner.searchers.shared_start import SharedStart
-from tuner.space import SearchSpace
+from tuner.space import Config, SearchSpace
 from tuner.stop_rule import returned_ns, with_stop
 from tuner.store import Store
 from tuner.terminal import LiveView, say
@@ -60,6 +61,7 @@ class Request(TrainingRequest):
     shared_start: int
     confirm: int = 0
     stop: str = "never"
+    defaults_first: bool = False  # the default recipe is the first trial
     space: dict[str, Any]
 
 
@@ -77,10 +79,20 @@ def entry_for(
         eta=request.eta,
         **({"points_per_axis": request.grid_points} if is_grid else {}),
     )
+    if isinstance(request, Request) and request.defaults_first:
+        searcher = KnownStart(searcher, space, _defaults(space))
     if request.shared_start:
         searcher = SharedStart(searcher, space, seed, request.shared_start)
     policy = with_stop(policy, request.stop, space, seed)
     return searcher, with_confirmations(policy, request.confirm)
+
+
+def _defaults(space: SearchSpace) -> list[Config]:
+    """The default recipe, where it lies in the space."""
+    from models.knobs import Recipe
+
+    recipe = space.pruned({name: getattr(Recipe(), name) for name in space})
+    return [recipe] if space.contains(recipe) else []
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tuner.history import History
 from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
 from tuner.searchers.grid import lattice_size
+from tuner.searchers.known_start import KnownStart
 from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 from tuner.trial import Observation, Trial, TrialState
 
@@ -239,6 +240,17 @@ def test_adversarial_histories_get_a_legal_answer(script, name, space):
 def test_an_unknown_searcher_names_the_near_miss():
     with pytest.raises(ValueError, match="did you mean 'bayes'"):
         make_searcher("bayse", REAL, 0)
+
+
+def test_a_known_start_comes_first_each_of_it_once_and_then_the_searcher():
+    configs = [{"x": 0.25, "y": 2.0}, {"x": 0.75, "y": 3.0}]
+    searcher = KnownStart(make_searcher("random", REAL, 0), REAL, configs)
+    history = grow(History(1, 10**6), REAL, searcher, 4)
+    assert [t.config for t in history.trials[:2]] == configs
+    assert history[2].config not in configs
+    assert searcher.propose_many(History(1, 10**6).view(), 5) == configs
+    with pytest.raises(ValueError, match="x = 2"):
+        KnownStart(make_searcher("random", REAL, 0), REAL, [{"x": 2, "y": 2.0}])
 
 
 # -- random --------------------------------------------------------------------------------------
