@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tuner.budget import to_minutes
 from tuner.escape import in_picture
@@ -202,8 +202,13 @@ def _scale(panel: Axes, side: str, domain: Domain) -> None:
     if domain.log:
         room = (high / low) ** 0.04
         panel.set(**{f"{side}scale": "log", f"{side}lim": (low / room, high * room)})
-        if high > 100 * low:  # over few decades the ticks between them are what is read
+        axis = getattr(panel, f"{side}axis")
+        if high > 100 * low:
             panel.minorticks_off()  # else they are a third of the time that drawing takes
+        else:  # over few decades powers of ten are too few, and all between them too many
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         return
     room = 0.04 * (high - low)
     panel.set(**{f"{side}lim": (low - room, high + room)})

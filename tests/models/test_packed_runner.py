@@ -215,11 +215,13 @@ class Driver:
             "root": str(small_data),
             "epochs": EPOCHS,
             "augment": False,
+            "merged": False,
             "directory": str(folder),
             "layout": asdict(layout),
         }
         send(self.connection, setup)
         worker = Worker(Connection(theirs.detach()), self.block)
+        torch.set_flush_denormal(False)  # a worker's own process may keep it, the tests' may not
         self.thread = threading.Thread(target=worker.run)
         self.thread.start()
         assert receive(self.connection)["is"] == "ready"
@@ -238,7 +240,6 @@ class Driver:
     def close(self):
         self.connection.close()
         self.thread.join(60)
-        torch.set_flush_denormal(False)  # a worker's own process may keep it, the tests' may not
 
 
 def test_a_pack_that_memory_does_not_hold_is_halved_and_no_trial_is_lost(

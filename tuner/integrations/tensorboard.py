@@ -66,8 +66,10 @@ class _Log:
     def __init__(self, search: Search, trial: Trial, folder: Path) -> None:
         self._search, self._folder = search, folder
         self._writer: EventFileWriter | None = None
-        # What an earlier, broken-off log of this trial has is void from here on.
-        self._add(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
+        if any(folder.glob("events.*")):
+            # What an earlier, broken-off log of this trial has is void from here on. Only there:
+            # two files of one second may be read in either order.
+            self._add(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
         group = f"{search.name}/{trial_name(trial)}"
         self._add(Event(summary=hparams_pb(knobs_of(trial), trial_id=group)))
 

@@ -96,7 +96,7 @@ def test_without_a_checkpoint_what_is_promoted_begins_anew_at_the_studys_expense
 def test_epochs_that_were_not_saved_are_done_again_and_recorded_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINING_NOTES", str(tmp_path / "notes"))
     study = search(
-        trainings.saving_now_and_then, epochs=7, minutes=0.01, directory=tmp_path / "run"
+        trainings.saving_now_and_then, epochs=7, minutes=0.04, directory=tmp_path / "run"
     )
     scores = [o.score for o in study.trials[0].curve]
     assert scores == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
