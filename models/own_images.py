@@ -11,8 +11,9 @@ import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,14 @@ from tuner.arrays import arrays_in
 from tuner.files import write_atomically
 from tuner.foreign import read_capped
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _MARK = "#"  # between where images came from and what was in there
 _SIDE, _LARGEST_KEPT = 64, 64  # pixels
 _LEAST_OF_A_CLASS = 6  # of which one is to test and one to validate on
 _MOST_BYTES, _MOST_PIXELS = 2 << 30, 4_000_000_000
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _KINDS = {
     **{f"{part}_images": "u" for part in ("train", "test")},
     **{f"{part}_labels": "iu" for part in ("train", "test")},
@@ -48,12 +53,13 @@ def named(name: str) -> str:
     where, _, before = name.partition(_MARK)
     path = Path(where).resolve()
     if path.is_dir():
-        listing = [
-            (str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns)
-            for p in _images_below(path)
+        _, files = _files_of(path)
+        facts = [
+            (str(file.relative_to(path)), i, file.stat())
+            for found in files.values()
+            for file, i in found
         ]
-        if not listing:
-            raise ValueError(f"{path} has no images; expected a folder for each class in it")
+        listing = [(file, label, stat.st_size, stat.st_mtime_ns) for file, label, stat in facts]
         digest = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     else:
         digest = hashlib.sha256(read_capped(path, _MOST_BYTES)).hexdigest()[:16]
@@ -145,27 +151,44 @@ def _checked(
 # -- folders ---------------------------------------------------------------------------------------
 
 
+def _files_of(folder: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
+    """The classes' names, and for each part its images, each with the number of its class.
+
+    `DIR/CLASS/…`, or `DIR/train/CLASS/…` with `DIR/test/CLASS/…` or without.
+    """
+    parts = {"train": folder / "train", "test": folder / "test"}
+    if not parts["train"].is_dir():
+        parts = {"train": folder}
+    names = sorted(_folders_in(parts["train"]))
+    files: dict[str, list[tuple[Path, int]]] = {}
+    for part, place in parts.items():
+        if not place.is_dir():
+            continue
+        if unknown := _folders_in(place) - set(names):
+            raise ValueError(f"{place} has the class {min(unknown)}, of which none is to train on")
+        files[part] = [(f, i) for i, name in enumerate(names) for f in _images_below(place / name)]
+    if not any(files.values()):
+        raise ValueError(f"{folder} has no images; expected a folder for each class in it")
+    return names, files
+
+
+def _folders_in(place: Path) -> set[str]:
+    """What programs put there for themselves is no class."""
+    return {p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))}
+
+
 def _images_below(folder: Path) -> Iterator[Path]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     for where, folders, files in os.walk(folder):
         folders.sort()
-        yield from (Path(where) / f for f in sorted(files) if f.lower().endswith(IMG_EXTENSIONS))
+        for name in sorted(files):
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                yield Path(where) / name
 
 
 def _from_folder(folder: Path) -> Arrays:
-    """`DIR/CLASS/…`, or `DIR/train/CLASS/…` with `DIR/test/CLASS/…` or without."""
-    parts = {"train": folder / "train", "test": folder / "test"}
-    if not parts["train"].is_dir():
-        parts = {"train": folder}
-    names = sorted(p.name for p in parts["train"].iterdir() if p.is_dir())
-    files: dict[str, list[tuple[Path, int]]] = {}
-    for part, place in parts.items():
-        if not place.is_dir():
-            continue
-        if unknown := {p.name for p in place.iterdir() if p.is_dir()} - set(names):
-            raise ValueError(f"{place} has the class {min(unknown)}, of which none is to train on")
-        files[part] = [(f, i) for i, name in enumerate(names) for f in _images_below(place / name)]
+    names, files = _files_of(folder)
     every = [path for found in files.values() for path, _ in found]
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
         facts = list(pool.map(_facts, every))
@@ -175,6 +198,8 @@ def _from_folder(folder: Path) -> Arrays:
     mode = "L" if all(f[1] in ("1", "L") for f in facts) else "RGB"
     arrays: Arrays = {"classes": np.array(names)}
     for part, found in files.items():
+        if not found:
+            raise ValueError(f"{folder / part} has no images; leave it out, or fill it")
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(lambda one: _pixels(one[0], size, mode), found))
         arrays[f"{part}_images"] = np.stack(images)
@@ -182,29 +207,35 @@ def _from_folder(folder: Path) -> Arrays:
     return _whole(arrays)
 
 
-def _facts(path: Path) -> tuple[tuple[int, int], str]:
-    """Width and height, and how its pixels are kept."""
-    from PIL import Image
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """An image the way up that it is meant to be seen; ValueError, naming it, where it is none."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return image.size, image.mode
+            if image.mode not in _MODES:
+                raise ValueError(f"more than 8 bits a channel ({image.mode}); save it with 8")
+            yield ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _facts(path: Path) -> tuple[tuple[int, int], str]:
+    """Width and height, and how its pixels are kept."""
+    with _opened(path) as image:
+        return image.size, image.mode
 
 
 def _pixels(path: Path, size: tuple[int, int], mode: str) -> NDArray[np.uint8]:
     """An image as `channels x height x width`."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            fitted = image.convert(mode)
-            if fitted.size != size:
-                fitted = fitted.resize(size, Image.Resampling.BILINEAR)
-            pixels = np.asarray(fitted, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    with _opened(path) as image:
+        fitted = image.convert(mode)
+        if fitted.size != size:
+            fitted = fitted.resize(size, Image.Resampling.BILINEAR)
+        pixels = np.asarray(fitted, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

@@ -82,7 +82,6 @@ def main(
                 "min_epochs": None,
                 "eta": 3,
                 "shared_start": 0,
-                "defaults_first": True,
                 "epochs": epochs,
                 "slots": slots,
                 "data": data,

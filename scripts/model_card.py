@@ -65,7 +65,8 @@ def card(content: Mapping[str, Any], architecture: Architecture) -> str:
         for name, value in content["config"].items()
         if value is not None
     ]
-    augmented = ", shifted and mirrored at random" if content["augment"] else ""
+    how = " and ".join(content["augmented"])
+    augmented = f", {how} at random," if how else ""
     trained = (
         f"On all {content['images']:,} images{augmented}, those to validate on included, for "
         f"{content['epochs']} epochs, with the best setting of a search."

@@ -33,7 +33,7 @@ from tuner.workers.devices import find_devices
 from tuner.workers.runner import WorkerRunner
 
 _FIRST_SHARE = 0.2  # of the minutes, kept back while it is not known what a training costs
-_SLACK = 1.3  # of what is kept back: no training, and no start, costs just what it did before
+_SLACK, _START_SLACK = 1.3, 2.0  # of what is kept back: nothing costs just what it did before
 _HOPELESS = 1.5  # times what is left: nobody else has a use for it, so that a chance is taken
 RETRAINING = "retrained"
 """The folder, below the run's, of a study with one trial; and its searcher's name."""
@@ -161,7 +161,7 @@ def _go(request: Request, race: Race, track: Track) -> None:
         if needed_ns is None:
             return int(_FIRST_SHARE * (run.row.budget_ns or 0))
         factor = more_images * alone_ns / pool.epoch_ns
-        return int(_SLACK * (factor * needed_ns + track.warm_up_ns))
+        return int(_SLACK * factor * needed_ns + _START_SLACK * track.warm_up_ns)
 
     race.go_keeping(kept_ns)
 
@@ -318,7 +318,9 @@ def _export(
         "trials": len(history.trained),
         "config": dict(made.trial.config),
         "epochs": made.trial.epoch,
-        "augment": request.augment,
+        "augmented": ["shifted", *(["mirrored"] if images.flips else [])]
+        if request.augment
+        else [],
         "data": data.title(request.data),
         "minutes": {name: to_minutes(ns) for name, ns in spent.items()},
         "budget_minutes": request.budget_minutes,

@@ -62,6 +62,7 @@ class Request(TrainingRequest):
     confirm: int = 0
     stop: str = "never"
     defaults_first: bool = False  # the default recipe is the first trial
+    model: bool = False  # the winner is to become a model, within the same minutes
     space: dict[str, Any]
 
 

@@ -61,14 +61,8 @@ def create_model(
     if len(entries(searcher, "full")) != 1:
         raise ValueError(f"--searcher is one, such as freeze-thaw, got {searcher!r}")
     folder = out or default_folder(f"model-{title(request['data'])}")
-    store, asked, folder = create(request, searcher, "full", knobs, ranges, folder, [])
-    try:
-        store.set_meta("model", True)
-        store.commit(force=True)
-    except CannotWriteError:
-        store.discard()
-        raise
-    return store, asked, folder
+    request = {**request, "model": True, "defaults_first": True}
+    return create(request, searcher, "full", knobs, ranges, folder, [])
 
 
 def race(
@@ -263,7 +257,7 @@ def reopen(
         kept = store.meta("request")
         if not isinstance(kept, dict):
             raise ValueError(f"{folder} holds a study, but not a race that can be resumed")
-        if is_model != (store.meta("model") is not None):
+        if is_model != kept.get("model", False):
             script = "tune.py" if is_model else "automl.py"
             raise ValueError(f"{folder} was begun by {script}; go on with {script} --resume")
         request = CommandRequest(**kept) if "command" in kept else Request(**kept)

@@ -174,6 +174,43 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, root):
     assert not list((root / "own").glob("*"))
 
 
+def test_photographs_are_read_as_they_are_meant_to_be_seen(tmp_path, root):
+    """Turned by their EXIF tag; palettes, alpha and four inks are colours; notes are no class."""
+    for i in range(7):
+        upright = Image.new("RGB", (10, 16), (200, 0, 0))
+        upright.paste((0, 0, 200), (0, 0, 10, 8))  # blue above red
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+        place = tmp_path / "mine" / "turned" / f"{i}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        upright.transpose(Image.Transpose.ROTATE_90).save(place, exif=exif, quality=95)
+    for i, mode in enumerate(["P", "RGBA", "CMYK", "L", "LA", "RGB", "RGB"]):
+        suffix = "tiff" if mode in ("CMYK", "LA") else "png"
+        draw(tmp_path / "mine" / "plain" / f"{i}.{suffix}", 0, (10, 16), mode)
+    (tmp_path / "mine" / ".cache").mkdir()
+    (tmp_path / "mine" / "plain" / "._0.png").write_bytes(b"a Mac's note")
+    found = data.load(data.prepare(str(tmp_path / "mine"), root), root, merged=True)
+    assert found.train.images.shape[1:] == (3, 16, 10)
+    turned = found.train.images[found.train.labels == 1]
+    assert (turned[:, 2, 2] > 150).all()
+    assert (turned[:, 0, 13] > 150).all()
+
+
+def test_folders_that_are_links_are_folders(tmp_path, root):
+    folder_of(tmp_path / "elsewhere")
+    (tmp_path / "mine").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "mine" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert len(data.load(data.prepare(str(tmp_path / "mine"), root), root).train) == 16
+
+
+def test_images_of_16_bits_are_refused_and_not_cut_off(tmp_path, root):
+    folder_of(tmp_path / "pets")
+    Image.fromarray(np.full((9, 12), 40_000, np.uint16)).save(tmp_path / "pets" / "cat" / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png cannot be .* more than 8 bits"):
+        data.prepare(str(tmp_path / "pets"), root)
+
+
 def test_the_name_of_a_known_set_is_that_set(tmp_path, monkeypatch):
     folder_of(tmp_path / "sample")
     monkeypatch.chdir(tmp_path)
