@@ -473,3 +473,23 @@ def test_what_the_page_for_labs_says_can_be_done(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("0.81 ")
     assert waiting(tmp_path / "runs" / "coupling") == [9]
+
+
+def test_a_knob_that_is_not_always_there_has_an_empty_cell(tmp_path):
+    space = tmp_path / "space.toml"
+    space.write_text(
+        '[solvent]\noptions = ["water", "dmf"]\n[base]\nlow = 0.1\nhigh = 2.0\n'
+        'when = { knob = "solvent", values = ["dmf"] }\n'
+    )
+    place, sheet = tmp_path / "lab", tmp_path / "sheet.csv"
+    ok("ask", place, "-q", 4, "--space", space, "--csv", sheet)
+    rows = rows_of(sheet)
+    assert {row["solvent"] for row in rows} == {"water", "dmf"}
+    assert all((row["base"] == "") == (row["solvent"] == "water") for row in rows)
+    ok("tell", place, "--csv", write_rows(sheet, [{**row, "score": "0.5"} for row in rows]))
+    before = tmp_path / "before.csv"
+    before.write_text("solvent,base,score\nwater,,0.8\ndmf,1.0,0.7\n")
+    ok("import", place, before, "--score", "score")
+    assert "base = –" in ok("best", place)
+    before.write_text("solvent,base,score\nwater,0.5,0.9\n")
+    assert "line 2: base = 0.5, but" in refused("import", place, before, "--score", "score")
