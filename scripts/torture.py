@@ -80,7 +80,7 @@ def _entry(
         "promise": campaign.promise,
         "words": campaign.words,
         "n": found.n,
-        "nightly": campaign.nightly,
+        "nightly": found.n if found.is_all else campaign.nightly,
         "failures": list(found.failures),
         "bound": found.bound,
         "notes": dict(found.notes),

@@ -19,11 +19,13 @@ class Found:
         n: how often the promise was put to the test.
         failures: in words, each time that it did not hold.
         notes: what else was counted, such as how many kills landed in the middle of a write.
+        is_all: whether there is no more to be tested, however often that was asked for.
     """
 
     n: int
     failures: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    is_all: bool = False
 
     @property
     def bound(self) -> float:
