@@ -61,7 +61,8 @@ class Surrogate:
         rows = self._rows([config], range(1, EPOCHS + 1))
         output = self._predict(rows)
         elapsed = np.maximum.accumulate(np.maximum(output[:, 0], 0.0))
-        return _accuracy(output), np.diff(elapsed, prepend=0.0)
+        with np.errstate(invalid="ignore"):  # a stranger's network may predict infinity, twice
+            return _accuracy(output), np.diff(elapsed, prepend=0.0)
 
     def value(self, config: Config, replicate: int | None = None, trainings: int = 1) -> float:
         """The predicted accuracy at the last epoch."""
