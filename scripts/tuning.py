@@ -255,6 +255,11 @@ def reopen(
     store = Store(folder / "study.sqlite", create=False)
     try:
         kept = store.meta("request")
+        if kept is None and not store.runs():
+            raise ValueError(
+                f"the run in {folder} was ended before it had begun, and holds nothing; delete the "
+                "folder, or choose another --out"
+            )
         if not isinstance(kept, dict):
             raise ValueError(f"{folder} holds a study, but not a race that can be resumed")
         if is_model != kept.get("model", False):

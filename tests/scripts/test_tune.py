@@ -612,3 +612,11 @@ def test_a_way_to_stop_that_there_is_not_is_refused(tmp_path):
     assert result.exit_code == 2
     assert "no way to stop 'atuo'; did you mean 'auto'" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_killed_before_it_had_begun_says_so(tmp_path):
+    (tmp_path / "run").mkdir()
+    Store(tmp_path / "run" / "study.sqlite", create=True).close()  # as far as it came
+    refused = tune("--resume", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert "was ended before it had begun, and holds nothing; delete the folder" in refused.stderr
