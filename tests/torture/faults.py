@@ -147,11 +147,13 @@ def _spoiled(
     for trial in found.history:
         rate = trial.config["learning_rate"]
         is_bad = rate not in clean
-        # A pack for which there is no memory is halved.
-        ill = [weight_decay(Kind.NAN), *([weight_decay(Kind.OOM)] if singly else [])]
-        is_ill = trial.config["weight_decay"] in ill
-        expected = TrialState.INFEASIBLE if is_ill else TrialState.COMPLETED
-        if trial.state is not expected:
+        expected = {TrialState.COMPLETED}
+        if trial.config["weight_decay"] == weight_decay(Kind.NAN):
+            expected = {TrialState.INFEASIBLE}
+        elif trial.config["weight_decay"] == weight_decay(Kind.OOM):
+            # A pack for which there is no memory is halved. But a suspect trains alone.
+            expected = {TrialState.INFEASIBLE, *([] if singly else expected)}
+        if trial.state not in expected:
             wrong.append(f"{kinds}: trial {trial.number} is {trial.state.name}: {trial.reason}")
         if not is_bad and trial.faults:
             wrong.append(f"{kinds}: innocent trial {trial.number} is blamed: {trial.reason}")
