@@ -134,7 +134,7 @@ def test_the_configurations_own_fault_is_infeasible(train, reason):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_trial_that_takes_too_much_memory_is_infeasible():
-    study = search(trainings.without_memory, epochs=2, minutes=0.03, memory_gib=0.3)
+    study = search(trainings.without_memory, epochs=2, minutes=0.05, memory_gib=0.3)
     ended = [t for t in study.trials if t.state.is_final]
     large = [t for t in ended if t.config["x"] > 0.5]
     assert large
