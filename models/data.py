@@ -82,7 +82,7 @@ DATA_SETS = ("sample", *_SOURCES)
 
 def title(name: str) -> str:
     """A data set's name for people: of a user's own, that of the file or folder."""
-    return name if name in DATA_SETS else Path(name.partition("#")[0]).stem
+    return name if name in DATA_SETS else own_images.where(name).stem
 
 
 def default_root() -> Path:
@@ -99,7 +99,7 @@ def prepare(name: str, root: Path) -> str:
     """
     is_own = name not in DATA_SETS and own_images.is_own(name)
     if is_own:
-        name = own_images.named(name)
+        name = own_images.named(name, root)
     else:
         pick(name, dict.fromkeys(DATA_SETS), "data set")
     if name == "sample":

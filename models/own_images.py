@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.splits import held_out_size, stratified
 from tuner.arrays import arrays_in
 from tuner.files import write_atomically
 from tuner.foreign import read_capped
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _MARK = "#"  # between where images came from and what was in there
 _SIDE, _LARGEST_KEPT = 64, 64  # pixels
+_SPLIT_SEED = 20_202  # not the one by which validation is set aside
 _LEAST_OF_A_CLASS = 6  # of which one is to test and one to validate on
 _MOST_BYTES, _MOST_PIXELS = 2 << 30, 4_000_000_000
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
@@ -44,22 +46,26 @@ def is_own(name: str) -> bool:
     return _MARK in name or os.sep in name or name.endswith(".npz") or Path(name).is_dir()
 
 
-def named(name: str) -> str:
+def where(name: str) -> Path:
+    """The file or folder of such a name."""
+    return Path(name.partition(_MARK)[0])
+
+
+def named(name: str, root: Path) -> str:
     """The name by which a run remembers what is there now: its path and a digest.
 
-    Raises ValueError where there is nothing to train on, and where it is not what a name that was
-    made earlier says.
+    A name that was made earlier stays, as long as there is the copy that `convert` made of what was
+    there then: a run goes on with what it began with. Raises ValueError where there is no such
+    copy and it has changed, and where there is nothing to train on.
     """
-    where, _, before = name.partition(_MARK)
-    path = Path(where).resolve()
+    before = name.partition(_MARK)[2]
+    if before and _target(name, root).exists():
+        return name
+    path = where(name).resolve()
     if path.is_dir():
         _, files = _files_of(path)
-        facts = [
-            (str(file.relative_to(path)), i, file.stat())
-            for found in files.values()
-            for file, i in found
-        ]
-        listing = [(file, label, stat.st_size, stat.st_mtime_ns) for file, label, stat in facts]
+        each = [(str(file), i, file.stat()) for found in files.values() for file, i in found]
+        listing = [(file, label, stat.st_size, stat.st_mtime_ns) for file, label, stat in each]
         digest = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     else:
         digest = hashlib.sha256(read_capped(path, _MOST_BYTES)).hexdigest()[:16]
@@ -76,7 +82,7 @@ def convert(name: str, root: Path) -> None:
     target = _target(name, root)
     if target.exists():
         return
-    path = Path(name.partition(_MARK)[0])
+    path = where(name)
     arrays = _from_folder(path) if path.is_dir() else _from_file(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
@@ -180,11 +186,11 @@ def _folders_in(place: Path) -> set[str]:
 def _images_below(folder: Path) -> Iterator[Path]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    for where, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield Path(where) / name
+                yield Path(place) / name
 
 
 def _from_folder(folder: Path) -> Arrays:
@@ -241,8 +247,6 @@ def _pixels(path: Path, size: tuple[int, int], mode: str) -> NDArray[np.uint8]:
 
 def _whole(arrays: Arrays) -> Arrays:
     """With images to test on: where there are none, one in six of each class is set aside."""
-    from models.splits import held_out_size, stratified
-
     labels = arrays["train_labels"]
     counts = np.bincount(labels, minlength=len(arrays["classes"]))
     if len(counts) < 2 or counts.min() < _LEAST_OF_A_CLASS:
@@ -264,6 +268,3 @@ def _whole(arrays: Arrays) -> Arrays:
         "test_images": images[tested],
         "test_labels": labels[tested],
     }
-
-
-_SPLIT_SEED = 20_202  # not the one by which validation is set aside

@@ -1,5 +1,7 @@
 """A user's own images: folders and npz files, what is refused, and what a run remembers of them."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,11 +109,27 @@ def test_a_run_remembers_what_was_there(tmp_path, root):
     name = data.prepare(str(folder), root)
     assert data.prepare(name, root) == name
     draw(folder / "cat" / "new.png", (1, 2, 3))
-    with pytest.raises(ValueError, match="has changed since this run began"):
-        data.prepare(name, root)
+    assert data.prepare(name, root) == name  # the copy of what it began with is still there
+    assert len(data.load(name, root).train) == 16
     assert data.prepare(str(folder), root) != name
     assert data.title(name) == "pets"
-    assert len(data.load(name, root).train) == 16  # what it began with is still there
+    for copy in (root / "own").iterdir():
+        copy.unlink()
+    with pytest.raises(ValueError, match="has changed since this run began"):
+        data.prepare(name, root)
+
+
+def test_two_folders_whose_files_look_alike_are_two_data_sets(tmp_path, root):
+    """As archives leave them: the same names, sizes and times, and other pixels."""
+    names = []
+    for which, colour in (("one", 10), ("two", 99)):
+        for i in range(12):
+            draw(tmp_path / which / "ab"[i % 2] / f"{i}.bmp", colour, (8, 8), "L")
+        for path in (tmp_path / which).rglob("*.bmp"):
+            os.utime(path, (0, 0))
+        names.append(data.prepare(str(tmp_path / which), root))
+    pixels = [set(data.load(name, root).train.images.ravel().tolist()) for name in names]
+    assert pixels == [{10}, {99}]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +235,6 @@ def test_the_name_of_a_known_set_is_that_set(tmp_path, monkeypatch):
     assert data.prepare("sample", tmp_path / "root") == "sample"
     assert data.class_names("sample", tmp_path)[0] == "T-shirt/top"
     assert is_own("sample")
-    assert named("sample").startswith(str(tmp_path / "sample#"))
+    assert named("sample", tmp_path).startswith(str(tmp_path / "sample#"))
     with pytest.raises(ValueError, match="data set"):
         data.prepare("smaple", tmp_path / "root")
