@@ -75,7 +75,9 @@ class Sabotaged:
             if kind is None or self._crew.progress(lane) != (1, 0):
                 continue
             mark = self._directory / f"sabotaged-{kind.value}-{seed}"
-            if every_time or not mark.exists():
+            # A loss that is none ends its training: there is no second time. But it may not come
+            # to that, where a neighbour brings the worker down in the same step.
+            if every_time or kind is Kind.NAN or not mark.exists():
                 mark.touch()
                 self._misbehave(kind, lane)
         return self._crew.run(halt)
