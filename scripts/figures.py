@@ -21,8 +21,8 @@ FOLDER = Path("benchmarks")
 
 _HEAD = """# Figures
 
-Written by `scripts/benchmark.py` from the JSON files beside it, which hold every repeat; never
-typed by hand.
+Written by `scripts/benchmark.py` and `scripts/torture.py` from the JSON files beside it, which hold
+every repeat; never typed by hand.
 """
 
 
@@ -65,7 +65,7 @@ def save(
     `content` should hold the seeds, and every repeat.
     """
     whole = {
-        "command": shlex.join(["scripts/benchmark.py", *sys.argv[1:]]),
+        "command": shlex.join([f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": describe_machine(list(devices)),
         **content,
         "tables": [asdict(table) for table in tables],
