@@ -38,6 +38,7 @@ _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _PLAIN_NAME = re.compile(r"[^./\\\0-\x1f][^/\\\0-\x1f]{0,254}")
 _PATIENCE_S = 5.0
 _QUIET_NS = 20_000_000
+_AGAIN_S = 0.003
 
 _SUM_CHARGES = (
     f"SELECT {', '.join(f'COALESCE(SUM({k.value}), 0)' for k in Kind)} "  # noqa: S608, an enum's names
@@ -58,6 +59,10 @@ class RunRow:
     clock: int
     test_score: float | None
     tested: str | None  # the SHA-256 of the checkpoint that has this test score
+
+
+class BusyError(ValueError):
+    """A study cannot be read now, for somebody writes to it all the time."""
 
 
 class StudyReader:
@@ -227,7 +232,8 @@ class Snapshot(StudyReader):
     them, and SQLite rolls back in the copy what was not committed, be it of a driver that is at
     work or of one that was killed.
 
-    Raises ValueError where there is no study, or none that can be read.
+    Raises ValueError where there is no study, or none that can be read: BusyError where it may be
+    read later.
     """
 
     def __init__(self, path: Path) -> None:
@@ -289,26 +295,32 @@ def journal_of(path: Path) -> Path:
 def still_copy(path: Path, copy: Path) -> None:
     """Copy the file and its journal at a moment at which nobody was writing them.
 
-    Raises ValueError where there is no such file, or no such moment.
+    Raises BusyError where there is no such moment, and ValueError where there is no such file.
     """
     until = time.monotonic() + _PATIENCE_S
     seen, since = None, 0
     while time.monotonic() < until:
-        before = _marks(path)
+        # SQLite writes to its file only while a journal has something in it, and every commit
+        # counts. So with an empty journal, looked at after the count before the copy and before
+        # the count after it, nobody was writing.
+        before = (*study_mark(path), *_journal_mark(path))
         if before != seen:
             seen, since = before, time.monotonic_ns()
-        # Times on disk are coarse: what was written just now could be written again unseen. Where
-        # the clock was set back they are yet to come, and it is watched whether anybody writes.
-        age_ns = time.time_ns() - max(before[1], before[-1])
-        if max(age_ns, time.monotonic_ns() - since) > _QUIET_NS:
+        journal_size, journal_ns = before[-2:]
+        # A journal is a driver's that is at work, or one's that was killed. Times on disk are
+        # coarse: what was written just now could be written again unseen. Where the clock was set
+        # back they are yet to come, and it is watched whether anybody writes.
+        age_ns = time.time_ns() - max(before[1], journal_ns)
+        if journal_size == 0 or max(age_ns, time.monotonic_ns() - since) > _QUIET_NS:
             _copy(path, copy)
             journal_of(copy).unlink(missing_ok=True)
-            if before[3] and journal_of(path).exists():  # else its driver has just removed it
+            if journal_size and journal_of(path).exists():  # else its driver has just removed it
                 _copy(journal_of(path), journal_of(copy))
-            if _marks(path) == before:
+            after = _journal_mark(path)
+            if (*study_mark(path), *after) == before:
                 return
-        time.sleep(_QUIET_NS / 1e9)
-    raise ValueError(f"{path} is being written all the time; try again later")
+        time.sleep(_AGAIN_S)
+    raise BusyError(f"{path} is being written all the time; try again later")
 
 
 def _copy(path: Path, copy: Path) -> None:
@@ -316,13 +328,13 @@ def _copy(path: Path, copy: Path) -> None:
         shutil.copyfileobj(source, target, 1 << 20)
 
 
-def _marks(path: Path) -> tuple[int, ...]:
-    """The marks of a study's file, and the journal's size and time."""
+def _journal_mark(path: Path) -> tuple[int, int]:
+    """The size and time of a study's journal."""
     try:
         journal = journal_of(path).stat()
     except OSError:
-        return (*study_mark(path), 0, 0)
-    return (*study_mark(path), journal.st_size, journal.st_mtime_ns)
+        return 0, 0
+    return journal.st_size, journal.st_mtime_ns
 
 
 def _trial_of(row: tuple[Any, ...], curve: tuple[Observation, ...]) -> Trial:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from tuner.page.belief import belief
 from tuner.page.by_hand import is_by_hand, with_experiments
 from tuner.page.film import ByHand, Camera, Scene, film, surface
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
-from tuner.reader import Snapshot, study_file, study_mark, study_name
+from tuner.reader import BusyError, Snapshot, study_file, study_mark, study_name
 from tuner.terrain import Terrain
 
 _LOOK_EVERY_S = 0.5
+_RESTS = 4  # times as long as reading took: a fifth of a core
 _MOST_LOCK, _MOST_SUMMARY = 1 << 12, 8 << 20
 _UNFINISHED = {
     "text": "This race is not finished: nothing is said about who is ahead.",
@@ -29,8 +32,23 @@ _UNFINISHED = {
 }
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A study as it was when it was read."""
+
+    mark: tuple[int, ...]
+    scenes: list[Scene]
+    summary: dict[str, Any]
+    request: dict[str, Any]
+    sign: int
+    by_hand: ByHand | None
+
+
 class Follow:
     """A study on disk.
+
+    However many pages ask, it is read once for all of them, and no more often than takes a part of
+    one core: a driver is at work beside.
 
     Args:
         place: a folder with a `study.sqlite`, or that file, which is never locked.
@@ -40,10 +58,9 @@ class Follow:
     def __init__(self, place: Path, terrain: Terrain | None = None) -> None:
         self._path, self._terrain = study_file(place), terrain
         self._folder = self._path.parent
-        self._request: dict[str, Any] = {}
-        self._sign = 1
-        self._by_hand: ByHand | None = None
-        self._latest: tuple[tuple[int, ...], list[Scene], dict[str, Any]] | None = None
+        self._reading = threading.Lock()
+        self._latest: _Look | None = None
+        self._rested = 0.0  # when it may be read again, while it is written
 
     def catalog(self) -> dict[str, Any]:
         """Nothing may be chosen: the study is what it is."""
@@ -51,47 +68,31 @@ class Follow:
 
     def play(self, query: Query, send: Send, is_gone: Callable[[], bool]) -> None:
         """Send the study, and what is added to it until it is finished."""
+        shown = self._look()
+        send("film", self._film(shown))
         camera = Camera()
-        send("film", self.film())
-        camera.shoot(self._look()[0])
+        camera.shoot(shown.scenes)
         while not is_gone():
             # Asked before the study is read, so that a driver's last words are not missed.
-            is_driven = self._is_driven() or self._by_hand is not None
-            clock = self._by_hand
-            scenes, summary = self._look()
-            if self._by_hand is not clock:  # the first minutes were told: all times are others
-                send("film", self.film())
-                camera.shoot(scenes)
-            news = camera.shoot(scenes)
-            if news["runs"] or news["trials"]:
-                send("more", news)
-            if summary or not is_driven:
-                send("verdict", summary.get("verdict", _UNFINISHED))
+            is_driven = self._is_driven() or shown.by_hand is not None
+            look = self._look()
+            if look.by_hand is not shown.by_hand:  # the first minutes were told: all times are new
+                send("film", self._film(look))
+                camera.shoot(look.scenes)
+            elif look is not shown:
+                news = camera.shoot(look.scenes)
+                if news["runs"] or news["trials"]:
+                    send("more", news)
+            shown = look
+            if shown.summary or not is_driven:
+                send("verdict", shown.summary.get("verdict", _UNFINISHED))
                 send("end", {})
                 return
             time.sleep(_LOOK_EVERY_S)
 
     def film(self) -> dict[str, Any]:
         """Everything that is known by now."""
-        scenes, summary = self._look()
-        request = self._request
-        is_over = bool(summary) or not (self._is_driven() or self._by_hand)
-        is_own = not (request.get("data") or request.get("landscape"))
-        return film(
-            "finished" if is_over else "live",
-            study_name(self._path),
-            scenes,
-            device=str(summary.get("device") or request.get("device")),
-            unit=str(summary.get("unit") or _unit(request, self._by_hand)),
-            terrain=self._terrain,
-            verdict=summary.get("verdict", _UNFINISHED if is_over else None),
-            race="study",
-            badge="a study" if is_own else "real training",
-            score_name=_score_name(self._sign) if is_own else "validation accuracy",
-            least_gap=0.0 if is_own else 0.01,
-            sign=self._sign,
-            by_hand=self._by_hand,
-        )
+        return self._film(self._look())
 
     def surface(self, query: Query) -> dict[str, Any]:
         """The landscape of a replay over two knobs."""
@@ -102,7 +103,7 @@ class Follow:
     def belief(self, query: Query) -> dict[str, Any]:
         """What a run's searcher believed at a minute of it."""
         number, minute = int(number_of(query, "run")), number_of(query, "at")
-        scenes, _ = self._look()
+        scenes = self._look().scenes
         found = next((scene for scene in scenes if scene.row.id == number), None)
         if found is None:
             raise NothingThereError(f"there is no run {number}")
@@ -110,6 +111,26 @@ class Follow:
         return belief(found, minute, x, y, self._others(found))
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _film(self, look: _Look) -> dict[str, Any]:
+        request, summary = look.request, look.summary
+        is_over = bool(summary) or not (self._is_driven() or look.by_hand)
+        is_own = not (request.get("data") or request.get("landscape"))
+        return film(
+            "finished" if is_over else "live",
+            study_name(self._path),
+            look.scenes,
+            device=str(summary.get("device") or request.get("device")),
+            unit=str(summary.get("unit") or _unit(request, look.by_hand)),
+            terrain=self._terrain,
+            verdict=summary.get("verdict", _UNFINISHED if is_over else None),
+            race="study",
+            badge="a study" if is_own else "real training",
+            score_name=_score_name(look.sign) if is_own else "validation accuracy",
+            least_gap=0.0 if is_own else 0.01,
+            sign=look.sign,
+            by_hand=look.by_hand,
+        )
 
     def _others(self, scene: Scene) -> dict[str, Any]:
         """What knobs that are not looked at are held at: the best known."""
@@ -141,15 +162,28 @@ class Follow:
             written = 0
         return (*study_mark(self._path), written)
 
-    def _look(self) -> tuple[list[Scene], dict[str, Any]]:
-        """The runs as they are on record, and the summary of a study that is finished."""
-        mark = self._mark()
-        if self._latest is not None and self._latest[0] == mark:
-            return self._latest[1:]
+    def _look(self) -> _Look:
+        """The study as it is on record, or was a little ago while it is written."""
+        with self._reading:
+            latest, began = self._latest, time.monotonic()
+            if latest is not None and began < self._rested and self._is_driven():
+                return latest
+            mark = self._mark()
+            if latest is None or latest.mark != mark:
+                try:
+                    latest = self._read(mark)
+                except BusyError:
+                    if latest is None:
+                        raise
+                ended = time.monotonic()
+                self._latest, self._rested = latest, ended + _RESTS * (ended - began)
+            return latest
+
+    def _read(self, mark: tuple[int, ...]) -> _Look:
         snapshot = Snapshot(self._path)
         try:
-            self._request = snapshot.request()
-            self._sign = -1 if snapshot.meta("mode") == "min" else 1
+            request = snapshot.request()
+            sign = -1 if snapshot.meta("mode") == "min" else 1
             loaded = []
             for row in snapshot.runs():
                 history = History(row.max_epochs, row.budget_ns)
@@ -169,15 +203,15 @@ class Follow:
                 bool(summary),
                 run.get("test_score"),
                 run.get("value"),
-                self._request.get("shared_start", 0),
+                request.get("shared_start", 0),
             )
             for (row, history, ledger), run in zip(loaded, runs, strict=True)
         ]
-        if is_by_hand([scene.row for scene in scenes], self._request):
-            scene, self._by_hand = with_experiments(scenes[0])
+        by_hand = None
+        if is_by_hand([scene.row for scene in scenes], request):
+            scene, by_hand = with_experiments(scenes[0])
             scenes = [scene]
-        self._latest = (mark, scenes, summary)
-        return scenes, summary
+        return _Look(mark, scenes, summary, request, sign, by_hand)
 
     def _summary(self, spent: list[float]) -> dict[str, Any]:
         """summary.json, if it is about the study as it is now; else nothing."""

@@ -99,20 +99,19 @@ def make_app(source: Source, port: int) -> ASGIApp:
     # At most this many pages are served at once, and each costs a thread.
     streams = ThreadPoolExecutor(_MOST_STREAMS, thread_name_prefix="stream")
     places = threading.BoundedSemaphore(_MOST_STREAMS)
-    one_at_a_time = threading.Lock()  # maps are work: a second one waits
+    maps = Maps()
 
     async def file(request: Request) -> Response:
         content, kind = files[request.url.path]
         return Response(content, media_type=kind)
 
-    def answer(make: Callable[[Query], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
-        def work(query: Query) -> dict[str, Any]:
-            with one_at_a_time:
-                return make(query)
+    async def catalog(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(source.catalog))
 
+    def map_of(make: Callable[[Query], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             try:
-                return JSONResponse(await run_in_threadpool(work, dict(request.query_params)))
+                return JSONResponse(await maps.ask(make, dict(request.query_params)))
             except NothingThereError as error:
                 return _error(404, str(error))
             except ValueError as error:
@@ -132,12 +131,29 @@ def make_app(source: Source, port: int) -> ASGIApp:
 
     routes = [Route(path, file, methods=["GET"]) for path in files]
     routes += [
-        Route("/catalog", answer(lambda _: source.catalog()), methods=["GET"]),
-        Route("/surface", answer(source.surface), methods=["GET"]),
-        Route("/belief", answer(source.belief), methods=["GET"]),
+        Route("/catalog", catalog, methods=["GET"]),
+        Route("/surface", map_of(source.surface), methods=["GET"]),
+        Route("/belief", map_of(source.belief), methods=["GET"]),
         Route("/events", events, methods=["GET"]),
     ]
     return Guard(Starlette(routes=routes), port, [route.path for route in routes])
+
+
+class Maps:
+    """Maps are work: they are made one after the other, and once for all who wait for the same."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="maps")
+        self._asked: dict[object, asyncio.Future[dict[str, Any]]] = {}
+
+    async def ask(self, make: Callable[[Query], dict[str, Any]], query: Query) -> dict[str, Any]:
+        """What `make` makes of a query."""
+        key = (make, frozenset(query.items()))
+        if key not in self._asked:
+            loop = asyncio.get_running_loop()
+            self._asked[key] = asked = loop.run_in_executor(self._thread, make, query)
+            asked.add_done_callback(lambda _: self._asked.pop(key))
+        return await asyncio.shield(self._asked[key])  # who goes away does not take it from others
 
 
 async def _stream(

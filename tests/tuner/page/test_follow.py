@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tuner.page.follow import Follow
-from tuner.reader import Snapshot
+from tuner.reader import BusyError, Snapshot
 from tuner.space import Float, SearchSpace
 from tuner.store import Store
 from tuner.study import Study
@@ -34,6 +34,13 @@ def add_trial(store, history, score):
     history.start(Trial(number, {"x": score}, 0, 1, TrialState.RUNNING))
     history.observe(number, Observation(1, score, 10, 10 * (number + 1)))
     history.close(number, TrialState.COMPLETED)
+
+
+def name_a_dead_driver(folder):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()  # a process that there is no more
+    holder = {"pid": child.pid, "host": socket.gethostname()}
+    (folder / "study.sqlite.lock").write_text(json.dumps(holder))
 
 
 def test_a_snapshot_holds_what_was_committed_and_no_more(store, tmp_path):
@@ -63,14 +70,71 @@ def test_a_large_open_transaction_is_rolled_back_in_the_copy(store, tmp_path):
     snapshot.close()
 
 
+def test_a_study_that_is_written_without_a_pause_can_be_read_all_the_time(store, tmp_path):
+    history, found, is_over = store.history(store.runs()[0]), [], threading.Event()
+
+    def read():
+        try:
+            for _ in range(10):
+                before = committed
+                snapshot = Snapshot(tmp_path / "study.sqlite")
+                trials = snapshot.trials(snapshot.runs()[0])
+                snapshot.close()
+                found.append((before, len(trials), committed, {t.epoch for t in trials} <= {1}))
+        finally:
+            is_over.set()
+
+    committed = 0
+    thread = threading.Thread(target=read)
+    thread.start()
+    while not is_over.is_set():
+        add_trial(store, history, 0.5)
+        store.commit(force=True)
+        committed += 1
+    thread.join()
+    assert len(found) == 10
+    for before, read_then, after, is_whole in found:
+        assert before <= read_then <= after + 1
+        assert is_whole
+    assert found[-1][1] > found[0][1]
+
+
+def test_while_nobody_can_read_it_a_study_is_shown_as_it_was(store, tmp_path, monkeypatch):
+    def refuse(path):
+        raise BusyError(f"{path} is being written all the time")
+
+    follow = Follow(tmp_path)
+    film = follow.film()
+    add_trial(store, store.history(store.runs()[0]), 0.5)
+    store.commit(force=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("tuner.page.follow._RESTS", 0)
+        patch.setattr("tuner.page.follow.Snapshot", refuse)
+        assert follow.film() == film
+        with pytest.raises(BusyError):
+            Follow(tmp_path).film()
+    name_a_dead_driver(tmp_path)
+    assert len(follow.film()["trials"]) == 1
+
+
+def test_a_study_is_read_less_often_while_it_is_written_than_once_it_is_not(
+    store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tuner.page.follow._RESTS", 1e9)
+    follow, history = Follow(tmp_path), store.history(store.runs()[0])
+    assert follow.film()["trials"] == []
+    add_trial(store, history, 0.5)
+    store.commit(force=True)
+    assert follow.film()["trials"] == []  # it was read just now
+    name_a_dead_driver(tmp_path)
+    assert len(follow.film()["trials"]) == 1
+
+
 def test_a_study_whose_driver_is_gone_is_not_called_live(store, tmp_path):
     add_trial(store, store.history(store.runs()[0]), 0.5)
     store.commit(force=True)
-    lock = tmp_path / "study.sqlite.lock"
     assert Follow(tmp_path).film()["mode"] == "live"  # this very process holds it
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()  # a process that there is no more
-    lock.write_text(json.dumps({"pid": child.pid, "host": socket.gethostname()}))
+    name_a_dead_driver(tmp_path)
     sent = []
     Follow(tmp_path).play({}, lambda name, data: sent.append((name, data)), lambda: False)
     assert [name for name, _ in sent] == ["film", "verdict", "end"]

@@ -1,5 +1,6 @@
 """The page's server: who it answers, what it refuses, what it sends."""
 
+import asyncio
 import json
 import threading
 
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape
 from tuner.page.demo import Demo
-from tuner.page.server import make_app
+from tuner.page.server import Maps, make_app
 from tuner.page.source import NothingThereError
 
 PORT = 8123
@@ -220,3 +221,50 @@ def test_a_belief_is_of_what_had_been_seen_by_then(client):
 def test_a_belief_of_a_race_that_is_not_kept_is_not_there(client):
     response = client.get("/belief?race=00&run=0&at=1&x=learning_rate&y=weight_decay")
     assert response.status_code == 404
+
+
+# -- many who ask at once ------------------------------------------------------------------------
+
+
+def test_a_map_is_made_once_for_all_who_wait_for_it():
+    made = []
+
+    def make(query):
+        made.append(dict(query))
+        return {"made": len(made)}
+
+    async def ask():
+        maps = Maps()
+        asked = [asyncio.ensure_future(maps.ask(make, {"x": x})) for x in "aaab"]
+        await asyncio.sleep(0)
+        asked[0].cancel()  # who goes away does not take it from others
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return found, await maps.ask(make, {"x": "a"})
+
+    found, later = asyncio.run(ask())
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert found[1:] == [{"made": 1}, {"made": 1}, {"made": 2}]
+    assert made == [{"x": "a"}, {"x": "b"}, {"x": "a"}]  # one after the other; none is kept
+    assert later == {"made": 3}
+
+
+def test_nobody_waits_for_a_map_but_who_asked_for_one():
+    class Slow(Demo):
+        begun, may_end = threading.Event(), threading.Event()
+
+        def surface(self, query):
+            self.begun.set()
+            assert self.may_end.wait(20)
+            return {"z": []}
+
+    slow = Slow({"bumpy": lambda: make_landscape("bumpy")}, ReplayRunner)
+    with TestClient(make_app(slow, PORT), base_url=HOME) as client:
+        found = []
+        thread = threading.Thread(target=lambda: found.append(client.get("/surface?x=a")))
+        thread.start()
+        assert slow.begun.wait(20)
+        assert client.get("/catalog").status_code == client.get("/").status_code == 200
+        assert not found
+        slow.may_end.set()
+        thread.join(20)
+    assert found[0].json() == {"z": []}
