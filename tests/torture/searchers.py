@@ -202,7 +202,7 @@ def _wrong(
     if space.cardinality is not None and not is_new:
         return f"{configs} are not all new"
     has_asked = bool(looks) and bool(np.isfinite(looks[-1].values).any())
-    is_due = name in ("bayes", "freeze-thaw") and has_model(space, history)
+    is_due = name in ("bayes", "freeze-thaw") and has_model(history)
     if configs and is_due and not (has_asked or fallback):
         return "the model was not used, and nothing says so"
     return ""

@@ -9,7 +9,7 @@ from tuner.history import HistoryView
 from tuner.searchers.candidates import Candidates, sobol_start
 from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
-from tuner.searchers.surrogate import Belief, Outlook, Surrogate, start_size
+from tuner.searchers.surrogate import START, Belief, Outlook, Surrogate
 from tuner.searchers.threads import one_thread
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
@@ -24,7 +24,7 @@ class BayesSearcher:
 
     Letham et al. (2019) for the noise, Ament et al. (2023) for the logarithm.
 
-    - The first max(5, d + 1) trials are a scrambled Sobol sequence.
+    - The first five trials are a scrambled Sobol sequence.
     - What the process is, and what it is shown, is in `surrogate`.
     - Where a policy ends or pauses trials early, all curves are data, at the epochs that they
       reached; the improvement is always sought at the full length.
@@ -49,7 +49,7 @@ class BayesSearcher:
         at once does not wait for as many searches. Those before are believed at the full length.
         """
         self.fallback = ""
-        if not has_model(self._space, history):
+        if not has_model(history):
             return [sobol_start(self._space, self._seed, history)]
         seed = derive_seed(self._seed, "bayes", len(history))
         with one_thread():
@@ -65,7 +65,7 @@ class BayesSearcher:
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
         """What the model makes of m configurations; None while there is no model yet."""
-        return belief_of(self._look, self._space, history, configs)
+        return belief_of(self._look, history, configs)
 
     def _look(self, history: HistoryView) -> Outlook:
         full = history.max_epochs or max(t.epoch for t in history)
@@ -82,12 +82,11 @@ class BayesSearcher:
 
 def belief_of(
     look: Callable[[HistoryView], Outlook],
-    space: SearchSpace,
     history: HistoryView,
     configs: Sequence[Config],
 ) -> Belief | None:
     """What the model that `look` fits makes of m configurations; None where there is none."""
-    if not has_model(space, history):
+    if not has_model(history):
         return None
     with one_thread():
         try:
@@ -96,7 +95,6 @@ def belief_of(
             return None
 
 
-def has_model(space: SearchSpace, history: HistoryView) -> bool:
+def has_model(history: HistoryView) -> bool:
     """Whether the Sobol start is over, and there are scores to learn from."""
-    is_started = len(history) >= start_size(space)
-    return is_started and sum(t.score is not None for t in history) >= 2
+    return len(history) >= START and sum(t.score is not None for t in history) >= 2

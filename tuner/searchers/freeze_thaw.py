@@ -74,7 +74,7 @@ class FreezeThawSearcher:
 
     def belief(self, history: HistoryView, configs: Sequence[Config]) -> Belief | None:
         """What the model makes of m configurations at full length; None while there is none."""
-        return belief_of(self._look, self._space, history, configs)
+        return belief_of(self._look, history, configs)
 
     def _look(self, history: HistoryView) -> Outlook:
         rungs = self._rungs(history)
@@ -104,7 +104,7 @@ class FreezeThawSearcher:
             for t in history.running
             if t.state is TrialState.PAUSED and t.curve and t.target <= t.epoch < rungs[-1]
         ]
-        if not has_model(self._space, history):
+        if not has_model(history):
             return self._start(history, rungs, paused)
         seed = derive_seed(self._seed, "freeze-thaw", len(history), history.epochs_seen)
         with one_thread():

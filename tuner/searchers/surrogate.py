@@ -29,6 +29,12 @@ Real learning-rate landscapes end in a cliff, and a Gaussian process that is sho
 itself on it. What lies well below the median is all equally uninteresting, and is shown as equal.
 """
 
+START = 5
+"""How many trials are drawn before there is a model, in spaces of any size.
+
+A model of so few knows little, but its slopes point somewhere, where a draw points nowhere.
+"""
+
 _CENTRES = 5  # of the local search
 _MOST_FITTED = 200  # data; the likelihood of more costs their cube and hardly moves its maximum
 
@@ -41,13 +47,11 @@ class Data:
         points: n x (d + 1).
         scores: n.
         trials: whose each of them is, n.
-        start: how many trials come before a model chooses any.
     """
 
     points: Array
     scores: Array
     trials: NDArray[np.int64]
-    start: int
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -55,7 +59,7 @@ class Data:
     def shown(self, m: int) -> Array:
         """What the process is shown of the first m scores, m: see `shown_scores`."""
         latest = dict(zip(self.trials[:m].tolist(), self.scores[:m].tolist(), strict=True))
-        first = np.array(list(latest.values()))[: self.start]
+        first = np.array(list(latest.values()))[:START]
         return shown_scores(self.scores[:m], first)
 
 
@@ -104,7 +108,7 @@ class Surrogate:
         epochs = np.array([row[2] for row in rows], dtype=np.float64)
         scores = np.array([row[3] for row in rows], dtype=np.float64)
         trials = np.array([row[1] for row in rows], dtype=np.int64)
-        return Data(self.points(units, epochs, full), scores, trials, start_size(self.space))
+        return Data(self.points(units, epochs, full), scores, trials)
 
     def posterior(self, data: Data) -> Posterior:
         """The process given all data, its hyperparameters fitted to some of the first m of them.
@@ -301,11 +305,6 @@ def thinned(trials: NDArray[np.int64]) -> NDArray[np.intp]:
         count = len(each)
     kept = each[np.linspace(0, len(each) - 1, max(2, count)).round().astype(np.intp)]
     return np.flatnonzero(np.isin(trials, kept))
-
-
-def start_size(space: SearchSpace) -> int:
-    """How many trials are drawn before there is a model."""
-    return max(5, len(space) + 1)
 
 
 def shown_scores(scores: Array, first: Array) -> Array:
