@@ -131,7 +131,7 @@ def test_when_the_last_node_is_gone_the_search_ends_with_that(tmp_path, cluster)
                 kill(nodes.pop(), cluster)
 
     with pytest.raises(WorkerStartError, match="no device of the cluster is left"):
-        search(trainings.saving, cluster, directory=tmp_path, on_change=kill_all)
+        search(trainings.saving, cluster, minutes=5, directory=tmp_path, on_change=kill_all)
 
 
 def test_devices_that_are_not_there_are_refused(cluster):
