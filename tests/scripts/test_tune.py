@@ -104,7 +104,7 @@ def test_kills_of_the_driver_change_nothing_in_a_replay(tmp_path):
     process = start(*request, "--out", out)
     instants = random.Random(7)
     on_record = []
-    while len(on_record) < 8:
+    while len(on_record) < 5:
         # Not before there is more than the last one left: starting up takes longer than a replay
         # does for thousands of epochs, and a kill that finds nothing done shows nothing.
         while process.poll() is None and epochs_of(out) <= max(on_record, default=0):
@@ -120,7 +120,7 @@ def test_kills_of_the_driver_change_nothing_in_a_replay(tmp_path):
     assert process.returncode == 0, errors
     assert on_record == sorted(set(on_record))
     in_between = [count for count in on_record if 0 < count < epochs_of(out)]
-    assert len(in_between) >= 3  # where the machine is quick, the race ends before the eighth
+    assert len(in_between) >= 3  # where the machine is quick, the race ends before the fifth
     for name in ("summary.json", "trials.csv", "curves.csv"):
         assert (out / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
 
