@@ -9,15 +9,12 @@ import pytest
 from tests.small_data import write_small_data
 
 LONGEST = (
-    *("scripts/test_tune_training.py", "tuner/page/test_browser.py", "scripts/test_tune.py"),
-    *("tuner/test_searchers.py", "tuner/test_fidelity_contract.py", "scripts/test_record.py"),
-    *(
-        "models/test_training_runner.py",
-        "models/test_packed_runner.py",
-        "tuner/test_verdict.py",
-        "scripts/test_benchmark.py",
-    ),
-    *("scripts/test_search_benchmark.py", "tuner/test_stop_rule.py"),
+    *("test_docs.py", "scripts/test_tune_training.py", "scripts/test_automl.py"),
+    *("scripts/test_tune.py", "torture/test_torture.py", "tuner/workers/test_cluster.py"),
+    *("tuner/page/test_browser.py", "tuner/test_searchers.py", "tuner/test_fidelity_contract.py"),
+    *("scripts/test_lab.py", "scripts/test_command.py", "scripts/test_record.py"),
+    *("models/test_training_runner.py", "tuner/workers/test_functions.py"),
+    *("models/test_packed_runner.py", "tuner/test_verdict.py", "tuner/test_stop_rule.py"),
 )
 
 
