@@ -21,7 +21,7 @@ _NAME = re.compile(r"# (\w+\.py)\n")
 _CUTS = (
     (r"--device cuda\b", "--device cpu"),  # tests of GPUs are elsewhere
     (r"--seeds \d+", "--seeds 1"),
-    (r"--data fashion_mnist\b", "--data fashion_mnist --data-root small"),
+    (r"--data fashion_mnist\b", "--data sample"),
     (r"--searchers grid,random,bayes,random\+asha", "--searchers random,random+asha"),
     (r"--design lattice:15,5 --epochs 8 --replicates 3", "--design lattice:2,2 --epochs 1"),
 )
@@ -35,9 +35,8 @@ def blocks_of(page):
 
 
 @pytest.fixture
-def checkout(tmp_path, small_data):
-    """What a reader's checkout looks like, with a `runs/` of its own, and fewer images."""
-    (tmp_path / "small").symlink_to(small_data)
+def checkout(tmp_path):
+    """What a reader's checkout looks like, with a `runs/` of its own."""
     for name in ("scripts", "tuner", "models", "landscapes", "examples", "tests", "Makefile"):
         (tmp_path / name).symlink_to(ROOT / name)
     python = tmp_path / ".venv" / "bin" / "python"
