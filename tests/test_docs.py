@@ -22,7 +22,6 @@ _CUTS = (
     (r"--device cuda\b", "--device cpu"),  # tests of GPUs are elsewhere
     (r"--seeds \d+", "--seeds 1"),
     (r"--data fashion_mnist\b", "--data sample"),
-    (r"--searchers grid,random,bayes,random\+asha", "--searchers random,random+asha"),
     (r"--design lattice:15,5 --epochs 8 --replicates 3", "--design lattice:2,2 --epochs 1"),
 )
 _REAL_MINUTES, _COMMAND_MINUTES, _MOST_SIMULATED = 0.15, 0.07, 20.0

@@ -390,7 +390,7 @@ def test_a_standing_without_validation_tells_the_reward_alone():
 
 # -- calibration ----------------------------------------------------------------------------------
 
-RACES, SEEDS, SEARCHERS = 600, 8, ("grid", "random", "bayes")
+RACES, SEEDS, SEARCHERS = 1_000, 8, ("grid", "random", "bayes")
 
 
 class Remembering:
