@@ -242,6 +242,10 @@ class Conditional:
     parent: str
     values: tuple[Value, ...]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.values, list):  # as it is read from a file
+            object.__setattr__(self, "values", tuple(self.values))
+
     def holds(self, value: Value) -> bool:
         """Whether the knob is there where its parent has this value."""
         return Choice(self.values).contains(value)
@@ -513,5 +517,7 @@ def _check_condition(name: str, knob: Conditional, before: Mapping[str, Domain])
     for value in knob.values:
         if not parent.contains(value):
             raise ValueError(f"knob {name!r}: {knob.parent!r} is never {str(value)[:60]!r}")
+    if len({(type(value), value) for value in knob.values}) < len(knob.values):
+        raise ValueError(f"knob {name!r} names a value of {knob.parent!r} twice: {knob.values!r}")
     if isinstance(knob.domain, Choice) and knob.domain.contains(None):
         raise ValueError(f"knob {name!r} cannot have the option None: that says it is not there")

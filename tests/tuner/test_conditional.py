@@ -33,6 +33,16 @@ def filled(searcher, count, path=None):
     return study
 
 
+def test_the_values_of_a_parent_may_be_a_list_and_are_named_once(tmp_path):
+    def space(values):
+        return {"o": Choice(("sgd", "adam")), "m": Conditional(Float(0, 0.9), "o", values)}
+
+    Study(space(["sgd"]), "random", path=tmp_path / "study.sqlite").close()
+    Study(space(["sgd"]), "random", path=tmp_path / "study.sqlite").close()  # the same study
+    with pytest.raises(ValueError, match="knob 'm' names a value of 'o' twice"):
+        SearchSpace(space(["sgd", "sgd"]))
+
+
 def test_bayes_finds_the_best_branch_and_the_best_place_on_it():
     best = filled("bayes", 40).best
     assert (best.config["kind"], best.config["layers"]) == ("sgd", 3)

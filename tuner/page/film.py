@@ -177,19 +177,17 @@ def history_at(history: HistoryView, at_ns: int) -> History:
 
 @dataclass(frozen=True)
 class Slice:
-    """Two knobs to look at, their values along each axis, and what the others are held at."""
+    """Two knobs to look at, their values along each axis, and what the others are held at.
+
+    What is not there in any of the combinations is not held.
+    """
 
     x: str
     y: str
     xs: list[Any]
     ys: list[Any]
     held: dict[str, Any]
-
-    @property
-    def configs(self) -> list[dict[str, Any]]:
-        """All combinations, row by row: y slow, x fast."""
-        # With a single knob x and y are the same, and the rows are alike.
-        return [{**self.held, self.y: y, self.x: x} for y in self.ys for x in self.xs]
+    configs: list[dict[str, Any]]  # all combinations, row by row: y slow, x fast
 
     def rows(self, values: Iterable[float | None]) -> list[list[float | None]]:
         """A value for each of `configs` as rows for JSON: NaN is null, five digits are enough."""
@@ -214,8 +212,16 @@ def make_slice(space: SearchSpace, x: str, y: str, others: Config, points: int) 
             return list(domain.options)
         return domain.grid(points)
 
-    held = {name: value for name, value in others.items() if name not in (x, y)}
-    return Slice(x, y, values(x), values(y), held)
+    xs, ys = values(x), values(y)
+    others = space.filled(others)  # what is not there in them may be there along an axis
+    # With a single knob x and y are the same, and the rows are alike.
+    configs = [space.pruned({**others, y: v, x: u}) for v in ys for u in xs]
+    held = {
+        name: value
+        for name, value in others.items()
+        if name not in (x, y) and any(space.is_there(name, config) for config in configs)
+    }
+    return Slice(x, y, xs, ys, held, configs)
 
 
 def surface(terrain: Terrain, x: str, y: str, points: int = 48) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tests.helpers import search
 from tuner.budget import to_minutes, to_ns
 from tuner.page.film import Camera, Scene, film, history_at, make_slice, surface, trial_frame
 from tuner.reader import RunRow
-from tuner.space import Choice, Float, Int, SearchSpace
+from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 from tuner.trial import TrialState
 
 
@@ -100,6 +100,24 @@ def test_a_slice_holds_the_other_knobs_and_lists_options():
     assert where.rows(map(float, range(8))) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(ValueError, match="there is no knob 'width'"):
         make_slice(space, "width", "act", others, 4)
+
+
+def test_a_slice_fills_and_prunes_what_is_not_always_there():
+    space = SearchSpace(
+        kind=Choice(("sgd", "adam")),
+        momentum=Conditional(Float(0, 0.8), "kind", ("sgd",)),
+        lr=Float(0, 1),
+        beta=Conditional(Float(0, 1), "kind", ("adam",)),
+    )
+    best = {"kind": "adam", "momentum": None, "lr": 0.5, "beta": 0.25}
+    where = make_slice(space, "kind", "lr", best, 2)
+    assert where.configs[:2] == [
+        {"kind": "sgd", "momentum": 0.4, "lr": 0.0, "beta": None},
+        {"kind": "adam", "momentum": None, "lr": 0.0, "beta": 0.25},
+    ]
+    assert where.held == {"momentum": 0.4, "beta": 0.25}
+    assert space.to_unit(where.configs).shape == (4, 4)
+    assert make_slice(space, "lr", "beta", best, 2).held == {"kind": "adam"}
 
 
 def test_where_training_breaks_off_a_map_has_a_hole():
