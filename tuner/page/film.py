@@ -213,7 +213,8 @@ def make_slice(space: SearchSpace, x: str, y: str, others: Config, points: int) 
         return domain.grid(points)
 
     xs, ys = values(x), values(y)
-    others = space.filled(others)  # what is not there in them may be there along an axis
+    # What is not there in the others may be there along an axis; the two axes need not be named.
+    others = space.filled({x: xs[0], y: ys[0], **others})
     # With a single knob x and y are the same, and the rows are alike.
     configs = [space.pruned({**others, y: v, x: u}) for v in ys for u in xs]
     held = {
