@@ -44,6 +44,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def mean_and_spread(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of the pixels from 0 to 255, for each channel; the spread of one that is constant is 1.
+
+        Images of two colours in files made for three are no mistake.
+        """
+        channels, pixels = (0, 2, 3), self.images.astype(np.float32)
+        spread = pixels.std(channels)
+        spread[self.images.min(channels) == self.images.max(channels)] = 1
+        return pixels.mean(channels), spread
+
 
 @dataclass(frozen=True)
 class ImageData:

@@ -25,14 +25,15 @@ from torch import nn
 from models.cnn import CNN
 from models.data import ImageData, Split
 from models.knobs import Recipe
+from models.own_images import MOST_CLASSES, MOST_SIDE
 from tuner.files import write_atomically
 from tuner.foreign import read_capped, read_json
 
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
 _MOST_BYTES = 1 << 30
 _BATCH = 500
-_MOST = (4, 1024, 1024, 4096, 16)  # channels, height, breadth; width, layers
-_MOST_GROWTH, _MOST_CLASSES = 8.0, 100_000
+_MOST = (4, MOST_SIDE, MOST_SIDE, 4096, 16)  # channels, height, breadth; width, layers
+_MOST_GROWTH = 8.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Architecture:
         image: channels, height and width.
         classes: what they are called, in the order of the logits.
         width, layers, growth: see `models.cnn.CNN`.
-        mean, spread: of the training images' pixels from 0 to 255, for each channel.
+        mean, spread: of the training images, see `models.data.Split.mean_and_spread`.
     """
 
     image: tuple[int, int, int]
@@ -57,16 +58,16 @@ class Architecture:
     @classmethod
     def of(cls, recipe: Recipe, data: ImageData, classes: Sequence[str]) -> Architecture:
         """That of a training on these images, which are normalised as they were there."""
-        pixels = data.train.images.astype(np.float32)
         channels, height, breadth = data.train.images.shape[1:]
+        mean, spread = data.train.mean_and_spread()
         return cls(
             (channels, height, breadth),
             tuple(classes),
             recipe.width,
             recipe.layers,
             recipe.growth,
-            tuple(map(float, pixels.mean((0, 2, 3)))),
-            tuple(map(float, pixels.std((0, 2, 3)))),
+            tuple(map(float, mean)),
+            tuple(map(float, spread)),
         )
 
     @classmethod
@@ -97,7 +98,7 @@ class Architecture:
             and 1 <= self.growth <= _MOST_GROWTH
             and len(self.mean) == len(self.spread) == self.image[0]
             and min(self.spread) > 0
-            and 2 <= len(self.classes) <= _MOST_CLASSES
+            and 2 <= len(self.classes) <= MOST_CLASSES
             and all(isinstance(name, str) for name in self.classes)
         ):
             raise ValueError("this describes no network of ours: its sizes make no sense")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,11 +27,12 @@ from tuner.foreign import read_capped
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_MARK = "#"  # between where images came from and what was in there
+_NAMED = re.compile(r"(.*)#([0-9a-f]{16})", re.DOTALL)  # where from, and what was in there
 _SIDE, _LARGEST_KEPT = 64, 64  # pixels
 _SPLIT_SEED = 20_202  # not the one by which validation is set aside
 _LEAST_OF_A_CLASS = 6  # of which one is to test and one to validate on
 _MOST_BYTES, _MOST_PIXELS = 2 << 30, 4_000_000_000
+MOST_SIDE, MOST_CLASSES = 1024, 100_000  # that a network of ours takes
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _KINDS = {
     **{f"{part}_images": "u" for part in ("train", "test")},
@@ -43,12 +45,19 @@ Arrays = dict[str, NDArray[Any]]
 
 def is_own(name: str) -> bool:
     """Whether a data set's name is a file or folder of the user's."""
-    return _MARK in name or os.sep in name or name.endswith(".npz") or Path(name).is_dir()
+    is_path = os.sep in name or name.endswith(".npz") or Path(name).is_dir()
+    return is_path or _NAMED.fullmatch(name) is not None
 
 
 def where(name: str) -> Path:
     """The file or folder of such a name."""
-    return Path(name.partition(_MARK)[0])
+    return Path(_parts(name)[0])
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """A path and the digest of what was there; a path itself may hold the mark between them."""
+    found = _NAMED.fullmatch(name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def named(name: str, root: Path) -> str:
@@ -58,7 +67,7 @@ def named(name: str, root: Path) -> str:
     there then: a run goes on with what it began with. Raises ValueError where there is no such
     copy and it has changed, and where there is nothing to train on.
     """
-    before = name.partition(_MARK)[2]
+    before = _parts(name)[1]
     if before and _target(name, root).exists():
         return name
     path = where(name).resolve()
@@ -71,7 +80,7 @@ def named(name: str, root: Path) -> str:
         digest = hashlib.sha256(read_capped(path, _MOST_BYTES)).hexdigest()[:16]
     if before and before != digest:
         raise ValueError(f"{path} has changed since this run began; begin a new one")
-    return f"{path}{_MARK}{digest}"
+    return f"{path}#{digest}"
 
 
 def convert(name: str, root: Path) -> None:
@@ -101,7 +110,7 @@ def arrays_of(name: str, root: Path, only: tuple[str, ...]) -> Arrays:
 
 
 def _target(name: str, root: Path) -> Path:
-    return root / "own" / f"{name.rpartition(_MARK)[2]}.npz"
+    return root / "own" / f"{_parts(name)[1]}.npz"
 
 
 # -- npz -------------------------------------------------------------------------------------------
@@ -146,10 +155,18 @@ def _checked(
         raise ValueError(
             f"{part}_images are n x height x width, or that x 1 or x 3, got {images.shape}"
         )
-    if labels.shape != images.shape[:1] or labels.min() < 0:
+    if max(images.shape[1:3]) > MOST_SIDE:
         raise ValueError(
-            f"{part}_labels are a number from 0 up for each image, got {labels.shape} for "
-            f"{len(images)} images"
+            f"{part}_images are at most {MOST_SIDE} pixels high and broad, got {images.shape}"
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{part}_labels are one for each image, got {labels.shape} for {len(images)} images"
+        )
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise ValueError(
+            f"{part}_labels are the classes' numbers, from 0 up and below {MOST_CLASSES}, got "
+            f"{labels.min()} to {labels.max()}"
         )
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64)
 

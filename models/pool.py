@@ -175,10 +175,14 @@ class TrainingPool(WorkerPool):
         return self._step_ns * self._batches // self.layout.slots
 
     @property
+    def alone(self) -> Timing | None:
+        """The best for a trial that has the device to itself, where this pool chose its layout."""
+        return alone(self.timings)
+
+    @property
     def alone_epoch_ns(self) -> int | None:
-        """What that epoch would cost a trial that has the device to itself, where measured."""
-        timing = alone(self.timings)
-        return None if timing is None else timing.step_ns * self._batches
+        """What that epoch would cost such a trial."""
+        return None if self.alone is None else self.alone.step_ns * self._batches
 
     def test(self, trial: Trial) -> float:
         """The test accuracy of a trial at its checkpoint; raises ValueError where it has none."""

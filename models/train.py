@@ -74,9 +74,8 @@ class DeviceData:
         self.image = (*data.train.images.shape[1:],)
         self.images, self.labels = self.put(data.train)
         self.validation = self.put(data.validation)
-        pixels = data.train.images.astype(np.float32)
+        mean, spread = data.train.mean_and_spread()
         shape = (1, -1, 1, 1)
-        mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
         self._mean = torch.from_numpy(mean).reshape(shape).to(device, dtype)
         self._scale = 1 / torch.from_numpy(spread).reshape(shape).to(device, dtype)
 

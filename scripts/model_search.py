@@ -6,7 +6,7 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,15 @@ def make_model(
     as_json: bool,
 ) -> None:
     """Search, train the winner on all images, export and test it; say what came of it."""
+    from models.data import prepare
+
     quiet = is_quiet or as_json
     with resumable(folder, store, console), stopping_signals() as stopper:
         if store.meta("winner") is None:
             with ExitStack() as stack:
                 _search(stack, store, request, folder, console, quiet, stopper)
+        else:
+            prepare(request.data, Path(request.data_root))
         (row,) = store.runs()
         history = store.history(row)
         winner = Winner(**store.meta("winner"))
@@ -128,7 +132,7 @@ def _search(
     quiet: bool,
     stopper: Stopper,
 ) -> None:
-    go = partial(_go, request)
+    go = partial(_go, store, request)
     race, track = racing.hold(stack, store, request, folder, console, quiet, stopper, go)
     racing.finish(store, race, track, request, folder, console, tests=False)
     history = race.runs[0].scheduler.history
@@ -142,39 +146,40 @@ def _search(
         best.number,
         winner_ns(history) or 0,
         race.runs[0].recorder.budget.remaining_ns,
-        asdict(_layout(track.pool)),
+        _layout(store),
     )
     store.set_meta("winner", vars(winner))
     store.commit(force=True)
 
 
-def _go(request: Request, race: Race, track: Track) -> None:
+def _go(store: Store, request: Request, race: Race, track: Track) -> None:
     """Search until what is left just pays for training the winner again, on more images, alone."""
     from models.data import load
 
-    data, pool = load(request.data, Path(request.data_root)), track.pool
-    alone_ns = pool.alone_epoch_ns or pool.epoch_ns * pool.layout.slots
+    data, pace = load(request.data, Path(request.data_root)), store.meta("pace")
+    # By what the study's first start measured: a later one takes the layout over, and measures it
+    # alone. Where nothing was, alone on the device no training takes longer than beside others.
+    alone_ratio = (pace["alone_ns"] or pace["share_ns"] * track.pool.layout.slots) / pace[
+        "share_ns"
+    ]
     more_images = 1 + len(data.validation) / len(data.train)
 
     def kept_ns(run: Run) -> int:
         needed_ns = winner_ns(run.scheduler.history)
         if needed_ns is None:
             return int(_FIRST_SHARE * (run.row.budget_ns or 0))
-        factor = more_images * alone_ns / pool.epoch_ns
-        return int(_SLACK * factor * needed_ns + _START_SLACK * track.warm_up_ns)
+        price_ns = more_images * alone_ratio * needed_ns
+        return int(_SLACK * price_ns + _START_SLACK * track.warm_up_ns)
 
     race.go_keeping(kept_ns)
 
 
-def _layout(pool: Any) -> Any:
+def _layout(store: Store) -> dict[str, Any]:
     """For one training: as was measured to be quickest, else as simple as can be."""
-    from models.layout import alone
+    from models.layout import Layout
 
-    timing = alone(pool.timings)
-    if timing is not None:
-        return timing.layout
     # One thread: several that wait for each other are slow where others want a core too.
-    return replace(pool.layout, workers=1, threads=1, width=1)
+    return store.meta("alone") or asdict(Layout(1))
 
 
 # -- the retraining --------------------------------------------------------------------------------
@@ -218,6 +223,7 @@ def _retrain(
         if done:
             return Made(done[0], place, True, "", spent_ns)
         why_not = again.meta("why_not") or next((t.reason for t in trials), "")
+        why_not = why_not or "what was left did not pay for an epoch of it"
         return Made(history[winner.number], folder, False, why_not, spent_ns)
     finally:
         again.close()

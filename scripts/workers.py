@@ -69,9 +69,9 @@ def start_workers(
         say(console, _describe_pool(pool))
     if store.meta("machine") is None:
         store.set_meta("machine", describe_machine(devices))
-        alone_ns = pool.alone_epoch_ns
-        calibration = {"share_ns": pool.epoch_ns, "alone_ns": alone_ns}
-        store.set_meta("pace", {"layout": str(pool.layout), **calibration})
+        pace = {"layout": str(pool.layout), "share_ns": pool.epoch_ns}
+        store.set_meta("pace", {**pace, "alone_ns": pool.alone_epoch_ns})
+        store.set_meta("alone", None if pool.alone is None else asdict(pool.alone.layout))
     found = {"devices": devices, "layout": asdict(pool.layout)}
     store.set_meta("request", {**vars(request), **found})
     store.commit(force=True)

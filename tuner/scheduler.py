@@ -12,7 +12,7 @@ from tuner.confirm import worth_keeping
 from tuner.fidelity import Done, FidelityPolicy, Repeat, Resume, Sample, Stop
 from tuner.history import History
 from tuner.runner import FINAL_STATE, Event, EventKind, Runner
-from tuner.searchers.base import Searcher, SpaceExhausted, propose
+from tuner.searchers.base import Searcher, SpaceExhausted, decides_how_long, propose
 from tuner.seeding import trial_seed
 from tuner.space import Config
 from tuner.store import Store
@@ -165,10 +165,7 @@ class Scheduler:
         self._keep = keep
         self._kept = worth_keeping(history, ended, keep)
         self._base_ns = 0
-        # One that also decides how long, by the latest epochs, is asked when it can act.
-        self._looks_ahead = runner.slots >= LOOK_AHEAD_SLOTS and not hasattr(
-            searcher, "next_action"
-        )
+        self._looks_ahead = runner.slots >= LOOK_AHEAD_SLOTS and not decides_how_long(searcher)
         self._proposals = recorder.were_proposed  # with which no trial has begun yet
         self._interrupted = False
         self._trip = ""  # why nothing more may be spent

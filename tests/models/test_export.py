@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -155,6 +156,7 @@ def test_weights_of_another_network_are_refused(saved, tmp_path):
 def test_images_of_three_channels_are_normalised_channel_by_channel(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 12, 10), dtype=np.uint8)
     pixels[:, 1] //= 4
+    pixels[:, 2] = 200  # of two colours, in a file made for three
     split = data.Split(pixels, np.arange(40) % 2)
     mine = data.ImageData("mine", split, split, 2, flips=False)
     held = DeviceData(mine, torch.device("cpu"))
@@ -163,3 +165,6 @@ def test_images_of_three_channels_are_normalised_channel_by_channel(tmp_path):
     shown = torch.from_numpy(pixels)
     ours = (shown.float() - model.mean) * model.scale
     torch.testing.assert_close(ours, held.normalise(shown))
+    assert (architecture.mean[2], architecture.spread[2]) == (200, 1)
+    assert not ours[:, 2].any()
+    assert Architecture.from_json(json.loads(json.dumps(asdict(architecture)))) == architecture

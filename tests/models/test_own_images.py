@@ -119,6 +119,22 @@ def test_a_run_remembers_what_was_there(tmp_path, root):
         data.prepare(name, root)
 
 
+def test_a_path_may_hold_the_mark_that_names_have(tmp_path, root):
+    """`owls#2` is a folder's own name, and not what was in `owls`."""
+    name = data.prepare(str(folder_of(tmp_path / "owls#2", count=18)), root)
+    folder_of(tmp_path / "owls")
+    found = [len(data.load(name, root, merged=True).train), len(data.load_test(name, root))]
+    assert found == [30, 6]
+    assert (data.prepare(name, root), data.title(name)) == (name, "owls#2")
+    path = tmp_path / "a#b" / "mine#1.npz"
+    path.parent.mkdir()
+    saved(path, train_images=images(60, 8, 6), train_labels=np.arange(60) % 3)
+    name = data.prepare(str(path), root)
+    assert data.title(name) == "mine#1"
+    merged = data.load(name, root, merged=True)
+    assert len(merged.train) + len(data.load_test(name, root)) == 60
+
+
 def test_two_folders_whose_files_look_alike_are_two_data_sets(tmp_path, root):
     """As archives leave them: the same names, sizes and times, and other pixels."""
     names = []
@@ -141,6 +157,11 @@ def test_two_folders_whose_files_look_alike_are_two_data_sets(tmp_path, root):
         ({"train_images": images(9, 4, 4, 4), "train_labels": np.arange(9)}, "that x 1 or x 3"),
         ({"train_images": images(9, 4, 4), "train_labels": np.arange(8)}, "for each image"),
         ({"train_images": images(9, 4, 4), "train_labels": np.arange(9) - 1}, "from 0 up"),
+        (
+            {"train_images": images(9, 4, 4), "train_labels": np.full(9, 2**32 - 1)},
+            "below 100000, got 4294967295",
+        ),
+        ({"train_images": images(9, 1025, 4), "train_labels": np.arange(9)}, "at most 1024 pixels"),
         ({"train_images": images(9, 4, 4), "train_labels": np.zeros(9, int)}, "at least 2 classes"),
         (
             {"train_images": images(30, 4, 4), "train_labels": np.repeat([0, 2], 15)},

@@ -5,16 +5,20 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from models import data, export
+from models.layout import Layout
 from scripts import automl, model_search
 from tests.scripts.command_line import LEDGER, ROOT, read, tune, wait_for_epochs
+from tuner.history import History
 from tuner.store import Store
-from tuner.trial import TrialState
+from tuner.trial import Observation, Trial, TrialState
 
 SCRIPT = ROOT / "scripts" / "automl.py"
 
@@ -137,8 +141,29 @@ def test_what_is_stopped_goes_on_to_the_model(tmp_path, real, stop, where):
     assert spent_ns(out) / 60e9 < 0.25 + 1 / 60
 
 
+@pytest.mark.parametrize(("alone_ns", "times"), [(15, 1.5), (None, 4)])
+def test_a_later_start_keeps_back_what_the_first_would_have(tmp_path, alone_ns, times):
+    """It has measured nothing but its layout: how long a training takes alone is on record."""
+    history = History(3, 10**12)
+    curve = tuple(Observation(i + 1, 0.5, 7_000 // 3, i) for i in range(3))
+    history.restore(Trial(0, {}, 1, 3, TrialState.COMPLETED, curve))
+    kept = []
+    run = SimpleNamespace(scheduler=SimpleNamespace(history=history.view()))
+    race = SimpleNamespace(go_keeping=lambda keeps: kept.append(keeps(run)))
+    track = SimpleNamespace(pool=SimpleNamespace(layout=Layout(4)), warm_up_ns=500)
+    request = SimpleNamespace(data="sample", data_root=str(tmp_path))
+    with closing(Store(tmp_path / "study.sqlite", create=True)) as store:
+        store.set_meta("pace", {"layout": "4 processes", "share_ns": 10, "alone_ns": alone_ns})
+        model_search._go(store, request, race, track)
+        assert model_search._layout(store) == asdict(Layout(1))
+        store.set_meta("alone", asdict(Layout(1, threads=2)))
+        assert model_search._layout(store) == asdict(Layout(1, threads=2))
+    images = (10_000 + 2_000) / 10_000
+    assert kept == [int(1.3 * images * times * 3 * (7_000 // 3) + 2 * 500)]
+
+
 def test_where_nothing_is_left_the_model_is_the_search_s_own(tmp_path, real, monkeypatch):
-    monkeypatch.setattr(model_search, "_go", lambda request, race, track: race.go())
+    monkeypatch.setattr(model_search, "_go", lambda store, request, race, track: race.go())
     monkeypatch.setattr(model_search, "_HOPELESS", 1.0)
     flags = ["--budget-minutes", 0.15, "--searcher", "random", "--out", tmp_path / "run"]
     done = make(*real, *flags)

@@ -17,6 +17,8 @@ from tuner.reader import RunRow
 from tuner.runner import Event, EventKind
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler, TrainingBrokenError, mark_interrupted
 from tuner.searchers import make_searcher
+from tuner.searchers.known_start import KnownStart
+from tuner.searchers.shared_start import SharedStart
 from tuner.space import Choice, SearchSpace
 from tuner.store import Store
 from tuner.trial import Observation, Trial, TrialState
@@ -189,13 +191,16 @@ class Decides(Asked):
 def asked(make, slots, budget_ns=2_000):
     landscape = RandomCosts(3, 40)
     searcher, runner = make(make_searcher("random", SPACE, 0)), ReplayRunner(landscape, 0, slots)
-    searcher.runner = runner
+    inmost = searcher
+    while hasattr(inmost, "inner"):
+        inmost = inmost.inner
+    inmost.runner = runner
     history = History(3, budget_ns)
     scheduler = Scheduler(
         searcher, FullFidelity(), runner, history, Recorder(Budget(budget_ns)), seed=0
     )
     scheduler.run()
-    return scheduler, searcher.moments
+    return scheduler, inmost.moments
 
 
 def test_with_four_slots_every_proposal_after_the_first_four_is_made_while_all_train():
@@ -212,7 +217,15 @@ def test_with_four_slots_every_proposal_after_the_first_four_is_made_while_all_t
         assert seen < before + 1
 
 
-@pytest.mark.parametrize(("make", "slots"), [(Asked, 1), (Asked, 3), (Decides, 8)])
+def behind_a_start(inner):
+    """One that decides, behind configurations that are given to begin with."""
+    known = KnownStart(Decides(inner), SPACE, [{"x": 0.5, "y": 0.5}])
+    return SharedStart(known, SPACE, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "slots"), [(Asked, 1), (Asked, 3), (Decides, 8), (behind_a_start, 8)]
+)
 def test_with_fewer_slots_or_where_it_also_decides_a_searcher_is_asked_when_a_slot_is_free(
     make, slots
 ):

@@ -48,6 +48,17 @@ def propose(searcher: Searcher, history: HistoryView, count: int) -> list[Config
     return [searcher.propose(history)]
 
 
+def decides_how_long(searcher: Searcher) -> bool:
+    """Whether it is a fidelity policy as well, be it behind a start of given configurations.
+
+    Such a one is asked when it can act and not before: by the latest epochs it may want to go on
+    with a trial, and not begin one.
+    """
+    while (inner := getattr(searcher, "inner", None)) is not None:
+        searcher = inner
+    return hasattr(searcher, "next_action")
+
+
 def generator(seed: int, name: str, history: HistoryView) -> np.random.Generator:
     """The generator for a searcher's next proposal, made anew from seed and number of trials."""
     return np.random.default_rng(derive_seed(seed, name, len(history)))

@@ -18,7 +18,7 @@ class KnownStart:
     def __init__(self, inner: Searcher, space: SearchSpace, configs: Sequence[Config]) -> None:
         for config in configs:
             space.check(config)
-        self._inner, self._space, self._configs = inner, space, tuple(configs)
+        self.inner, self._space, self._configs = inner, space, tuple(configs)
         self.fallback = ""
 
     def propose(self, history: HistoryView) -> Config:
@@ -32,6 +32,6 @@ class KnownStart:
         new = [c for c in self._configs if config_key(self._space, c) not in seen]
         if new:
             return new[:count]
-        configs = propose(self._inner, history, count)
-        self.fallback = self._inner.fallback
+        configs = propose(self.inner, history, count)
+        self.fallback = self.inner.fallback
         return configs

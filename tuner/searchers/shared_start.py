@@ -16,7 +16,7 @@ class SharedStart:
     """
 
     def __init__(self, inner: Searcher, space: SearchSpace, seed: int, count: int) -> None:
-        self._inner, self._space, self._count = inner, space, count
+        self.inner, self._space, self._count = inner, space, count
         self._seed = derive_seed(seed, "shared start")
         self.fallback = ""
 
@@ -29,6 +29,6 @@ class SharedStart:
         self.fallback = ""
         if len(history.trained) < self._count:
             return [draw_new(self._space, self._seed, "shared-start", history)]
-        configs = propose(self._inner, history, count)
-        self.fallback = self._inner.fallback
+        configs = propose(self.inner, history, count)
+        self.fallback = self.inner.fallback
         return configs
