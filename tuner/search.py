@@ -153,13 +153,14 @@ def tune(
             study.add_from(earlier)
         policy = with_confirmations(with_stop(study.policy, stop, study.space, seed), confirm)
         with (
+            _gently() if workers else nullcontext(_at_once) as interrupts,
             _running(study, train, workers, path) as (runner, warm_up_ns),
             calling(callbacks, study, on_change) as changed,
         ):
             scheduler = study.scheduler(runner, policy, changed)
             scheduler.pay_warm_up(warm_up_ns)
-            with _gently(scheduler) if workers else nullcontext():
-                scheduler.run()
+            interrupts(scheduler)
+            scheduler.run()
     finally:
         if path is not None:
             study.to_csv(path.with_name("trials.csv"))
@@ -217,25 +218,41 @@ def _check_function(train: TrainFunction, workers: Workers | None) -> None:
         )
 
 
+def _at_once(scheduler: Scheduler) -> None:
+    """Ctrl-C ends it as it ends any program."""
+
+
 @contextmanager
-def _gently(scheduler: Scheduler) -> Iterator[None]:
-    """Let the first Ctrl-C save what is under way, and raise KeyboardInterrupt after that."""
+def _gently() -> Iterator[Callable[[Scheduler], None]]:
+    """Let the first Ctrl-C save what is under way, and raise KeyboardInterrupt after that.
+
+    What it gives is called with the scheduler when that is about to run; before, while workers
+    start, there is nothing to save, and Ctrl-C ends it at once. It is remembered too: an exception
+    that happens to be raised in somebody's finalizer or callback is lost.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone has handlers
-        yield
+        yield _at_once
         return
     before = signal.getsignal(signal.SIGINT)
-    was_asked = False
+    was_asked, running = False, None
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal was_asked
-        if was_asked:
+        if was_asked or running is None:
+            was_asked = True
             raise KeyboardInterrupt
         was_asked = True
-        scheduler.interrupt()
+        running.interrupt()
+
+    def interrupts(scheduler: Scheduler) -> None:
+        nonlocal running
+        running = scheduler
+        if was_asked:
+            scheduler.interrupt()
 
     signal.signal(signal.SIGINT, ask)
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
     if was_asked:

@@ -38,8 +38,8 @@ class Host:
         self._folder = tempfile.TemporaryDirectory(prefix="tuner-host-")
         setup = FunctionSetup(devices=(device,), directory=Path(self._folder.name), **told)
         self._pool = WorkerPool(setup, count)
-        self._busy = threading.Lock()
-        self._gone = ""
+        self._busy, self._polling = threading.Lock(), threading.Lock()
+        self._gone, self._is_closed = "", False
 
     def now(self) -> int:
         """This machine's monotonic clock, in ns."""
@@ -58,9 +58,12 @@ class Host:
         until = time.monotonic() + patience_s
         heard: list[tuple[int, dict[str, Any], Files]] = []
         while not heard and time.monotonic() < until and not self._gone:
-            messages = list(self._pool.messages())
-            with self._busy:
-                heard = [self._note(worker, message) for worker, message in messages]
+            with self._polling:
+                if self._is_closed:
+                    return []
+                messages = list(self._pool.messages())
+                with self._busy:
+                    heard = [self._note(worker, message) for worker, message in messages]
         if self._gone and not heard:
             raise WorkerStartError(self._gone)
         return heard
@@ -85,7 +88,8 @@ class Host:
 
     def close(self) -> list[str]:
         """End all workers, and leave nothing behind; the end of what each printed."""
-        with self._busy:
+        self._is_closed = True  # or who polls would take the ends for deaths, and start others
+        with self._polling, self._busy:
             self._pool.close()
             logs = sorted(self._pool.setup.directory.glob("worker-*.log"))
             texts = [log.read_text(errors="replace")[-_MOST_LOG:] for log in logs]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,8 @@ from tuner import tune
 from tuner.budget import Kind
 from tuner.meter import DeviceMeter
 from tuner.trial import TrialState
+from tuner.workers.functions import Workers, locate
+from tuner.workers.host import Host
 from tuner.workers.pool import WorkerStartError
 
 NODES = 3
@@ -150,6 +153,25 @@ def test_when_the_last_node_is_gone_the_search_ends_with_that(tmp_path, cluster)
 
     with pytest.raises(WorkerStartError, match="no device of the cluster is left"):
         search(trainings.saving, cluster, minutes=5, directory=tmp_path, on_change=kill_all)
+
+
+def test_a_host_that_is_polled_while_it_closes_starts_no_worker_anew():
+    setup = Workers("cpu").setup(locate(trainings.saving), 1, Path("unused"))
+    host = Host("cpu", 2, setup.to_json())
+    host.start()
+    polls = threading.Thread(target=poll_until_it_is_closed, args=(host, said := []))
+    polls.start()
+    while len(said) < 2:  # both are ready
+        time.sleep(0.01)
+    logs = host.close()
+    polls.join(10)
+    assert not polls.is_alive()
+    assert (len(logs), [m["is"] for m in said]) == (2, ["ready", "ready"])
+
+
+def poll_until_it_is_closed(host, said):
+    while not host._is_closed:
+        said += [message for _, message, _ in host.poll(5.0)]
 
 
 def test_a_device_that_is_gone_is_held_no_more():

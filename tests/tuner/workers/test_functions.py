@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tuner.scheduler import TrainingBrokenError
 from tuner.store import Store
 from tuner.trial import TrialState
 from tuner.workers.functions import FunctionSetup, Workers, locate
-from tuner.workers.pool import WorkerStartError
+from tuner.workers.pool import WorkerPool, WorkerStartError
 
 ROOT = Path(__file__).parents[3]
 SPACE = SearchSpace(x=Float(0.0, 1.0))
@@ -260,6 +261,26 @@ def test_ctrl_c_saves_what_is_under_way_and_nothing_is_left_running(tmp_path, sc
         states = {t.state for t in study.trials}
     assert states
     assert states <= {TrialState.COMPLETED, TrialState.PAUSED}  # neither lost nor cut off
+
+
+def test_ctrl_c_that_is_lost_while_workers_start_ends_the_search_all_the_same(
+    tmp_path, monkeypatch
+):
+    """Python drops what is raised in a finalizer or in a library's callback."""
+
+    def start_and_lose(pool):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return started(pool)
+
+    started = WorkerPool.start
+    monkeypatch.setattr(WorkerPool, "start", start_and_lose)
+    with pytest.raises(KeyboardInterrupt):
+        search(trainings.steps, minutes=20, directory=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert sum(charges(tmp_path).values()) < to_ns(1)
+    monkeypatch.undo()
+    assert curves(search(trainings.steps, minutes=0.03, directory=tmp_path))
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
