@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -159,13 +160,12 @@ def test_a_host_that_is_polled_while_it_closes_starts_no_worker_anew():
     setup = Workers("cpu").setup(locate(trainings.saving), 1, Path("unused"))
     host = Host("cpu", 2, setup.to_json())
     host.start()
-    polls = threading.Thread(target=poll_until_it_is_closed, args=(host, said := []))
-    polls.start()
-    while len(said) < 2:  # both are ready
-        time.sleep(0.01)
-    logs = host.close()
-    polls.join(10)
-    assert not polls.is_alive()
+    with ThreadPoolExecutor() as pool:
+        polls = pool.submit(poll_until_it_is_closed, host, said := [])
+        while len(said) < 2:  # both are ready
+            time.sleep(0.01)
+        logs = host.close()
+        polls.result(10)
     assert (len(logs), [m["is"] for m in said]) == (2, ["ready", "ready"])
 
 
