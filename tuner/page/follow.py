@@ -164,20 +164,34 @@ class Follow:
 
     def _look(self) -> _Look:
         """The study as it is on record, or was a little ago while it is written."""
-        with self._reading:
-            latest, began = self._latest, time.monotonic()
-            if latest is not None and began < self._rested and self._is_driven():
-                return latest
-            mark = self._mark()
-            if latest is None or latest.mark != mark:
-                try:
-                    latest = self._read(mark)
-                except BusyError:
-                    if latest is None:
-                        raise
-                ended = time.monotonic()
-                self._latest, self._rested = latest, ended + _RESTS * (ended - began)
+        latest = self._latest
+        if latest is None or not self._is_driven():
+            self._reading.acquire()
+        elif not self._reading.acquire(blocking=False):
+            return latest  # more may follow; it is being read for another
+        try:
+            return self._look_again()
+        finally:
+            self._reading.release()
+
+    def _look_again(self) -> _Look:
+        """Read it, where it has changed; what there was where it is written all the time."""
+        latest, began = self._latest, time.monotonic()
+        if latest is not None and began < self._rested and self._is_driven():
             return latest
+        mark = self._mark()
+        if latest is not None and latest.mark == mark:
+            return latest
+        rests = _RESTS
+        try:
+            self._latest = latest = self._read(mark)
+        except BusyError:
+            if latest is None:
+                raise
+            rests = 1  # most of that was waiting
+        ended = time.monotonic()
+        self._rested = ended + rests * (ended - began)
+        return latest
 
     def _read(self, mark: tuple[int, ...]) -> _Look:
         snapshot = Snapshot(self._path)

@@ -235,7 +235,7 @@ def test_a_finished_run_is_shown_and_hostile_names_are_text(watched, finished):
     with serving(finished) as address:
         page.goto(address)
         watched.until("tunerPage.film && document.querySelectorAll('.panel').length == 1")
-        watched.until("+document.querySelector('.panel').dataset.trials > 0")
+        watched.until("+document.querySelector('.panel')?.dataset.trials > 0")
         assert HOSTILE in page.evaluate("document.body.textContent")
         page.evaluate("document.querySelector('.panel [tabindex=\"0\"]').focus()")
         page.keyboard.press("ArrowRight")
@@ -248,7 +248,7 @@ def test_a_report_is_the_page_without_a_server(watched, finished):
     page = watched.page
     page.goto((finished / "report.html").as_uri())
     watched.until("tunerPage.film && document.querySelectorAll('.panel').length == 1")
-    watched.until("+document.querySelector('.panel').dataset.trials > 5")
+    watched.until("+document.querySelector('.panel')?.dataset.trials > 5")
     assert "cliff" in page.inner_text("body").lower()
     assert page.inner_text("#effects-text") == "The race is still running."
     page.evaluate(
@@ -280,9 +280,9 @@ def test_a_real_run_is_shown_while_it_trains(watched, small_data, tmp_path):
         line = process.stderr.readline()
         page.goto(next(word for word in line.split() if word.startswith("http")))
         watched.until("tunerPage.film && tunerPage.film.mode == 'live'")
-        watched.until("+document.querySelector('.panel').dataset.trials >= 2", 60)
+        watched.until("+document.querySelector('.panel')?.dataset.trials >= 2", 60)
         seen = trials(watched)["random"]
-        watched.until(f"+document.querySelector('.panel').dataset.trials > {seen}", 60)
+        watched.until(f"+document.querySelector('.panel')?.dataset.trials > {seen}", 60)
         assert "real training" in page.inner_text("body").lower()
         assert process.wait(timeout=120) == 0
     finally:
@@ -291,7 +291,7 @@ def test_a_real_run_is_shown_while_it_trains(watched, small_data, tmp_path):
     # The page's server went with the race; what it showed is in the report.
     watched.troubles = [t for t in watched.troubles if "ERR_CONNECTION_REFUSED" not in t]
     page.goto((tmp_path / "live" / "report.html").as_uri())
-    watched.until("+document.querySelector('.panel').dataset.trials >= 3")
+    watched.until("+document.querySelector('.panel')?.dataset.trials >= 3")
 
 
 def test_a_study_by_hand_is_shown_as_it_is_told(watched, tmp_path):
@@ -304,7 +304,7 @@ def test_a_study_by_hand_is_shown_as_it_is_told(watched, tmp_path):
         study.tell(1, state="infeasible", reason=HOSTILE)
     with serving(path) as address:
         page.goto(address)
-        watched.until("tunerPage.film && +document.querySelector('.panel').dataset.trials == 4")
+        watched.until("tunerPage.film && +document.querySelector('.panel')?.dataset.trials == 4")
         body = page.inner_text("body")
         assert "experiment 4 of 4" in body
         assert "Waiting for the results of 2 experiments" in body

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -128,6 +129,23 @@ def test_a_study_is_read_less_often_while_it_is_written_than_once_it_is_not(
     assert follow.film()["trials"] == []  # it was read just now
     name_a_dead_driver(tmp_path)
     assert len(follow.film()["trials"]) == 1
+
+
+def test_who_comes_while_a_study_is_read_for_another_has_what_there_was(store, tmp_path):
+    follow = Follow(tmp_path)
+    film = follow.film()
+    add_trial(store, store.history(store.runs()[0]), 0.5)
+    store.commit(force=True)
+    with follow._reading:
+        assert follow.film() == film
+        name_a_dead_driver(tmp_path)  # nothing will follow: the last word is waited for
+        with ThreadPoolExecutor() as pool:
+            late = pool.submit(follow.film)
+            with pytest.raises(TimeoutError):
+                late.result(0.2)
+            follow._reading.release()
+            assert len(late.result(10)["trials"]) == 1
+            follow._reading.acquire()
 
 
 def test_a_study_whose_driver_is_gone_is_not_called_live(store, tmp_path):
