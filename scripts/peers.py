@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 
 from landscapes.landscape import Landscape
 from tuner.space import Choice, Config, Float, SearchSpace, Value
+
+_ENDLESS, _MOST_SEED = 1_000_000, 1 << 31  # SMAC's trials and seeds
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,102 @@ def _most_promising(units: NDArray[np.float64], scores: NDArray[np.float64]) -> 
     return unit
 
 
+# -- SMAC -----------------------------------------------------------------------------------------
+
+
+def _play_smac(facade_name: str, device: Device, seed: int, watch: Stopwatch) -> None:
+    """SMAC3's facade of that name, asked and told; a start as large as BoTorch's here.
+
+    With budgets, a configuration that is promoted goes on from where it was.
+    """
+    import smac
+    from smac.runhistory.dataclasses import TrialValue
+    from smac.runhistory.enumerations import StatusType
+
+    facade = getattr(smac, facade_name)
+    fidelity: dict[str, float] = {}
+    if facade_name == "MultiFidelityFacade":
+        # Budgets are the largest over powers of three: the lowest is to be about epoch 2.
+        rungs = round(math.log(max(1.0, device.epochs / 2), 3))
+        fidelity = {"min_budget": device.epochs / 3**rungs, "max_budget": device.epochs}
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = smac.Scenario(
+            _configuration_space(device.space, seed),
+            deterministic=True,
+            n_trials=_ENDLESS,
+            output_directory=Path(folder),
+            seed=seed % _MOST_SEED,
+            **fidelity,
+        )
+        start = facade.get_initial_design(scenario, n_configs=max(10, 2 * len(device.space)))
+        unused = _with_budget if fidelity else _without
+        optimiser = facade(scenario, unused, initial_design=start, logging_level=False)
+        trainings: dict[Any, _Paused] = {}
+        while True:
+            with watch.thinking():
+                info = optimiser.ask()
+                config = {name: _plain(info.config[name]) for name in device.space}
+            watch.proposed()
+            training = trainings.setdefault(info.config, _Paused(device.train(config)))
+            training.go_on(device.epochs if info.budget is None else round(info.budget))
+            if device.is_spent:
+                return
+            is_sound = not math.isnan(training.score)
+            status = StatusType.SUCCESS if is_sound else StatusType.CRASHED
+            with watch.thinking():
+                cost = -training.score if is_sound else 0.0  # as bad as an accuracy can be
+                optimiser.tell(info, TrialValue(cost=cost, status=status))
+
+
+def _with_budget(config: Any, seed: int, budget: float) -> float:
+    """For SMAC to look at the names of its arguments; it is never called."""
+    raise NotImplementedError
+
+
+def _without(config: Any, seed: int) -> float:
+    """The same."""
+    raise NotImplementedError
+
+
+@dataclass
+class _Paused:
+    """A training that can go on, and its latest score."""
+
+    curve: Iterator[float]
+    epoch: int = 0
+    score: float = math.nan
+
+    def go_on(self, until: int) -> None:
+        """Train up to an epoch, or to where it diverges."""
+        while self.epoch < until and (score := next(self.curve, None)) is not None:
+            self.epoch, self.score = self.epoch + 1, score
+
+
+def _configuration_space(space: SearchSpace, seed: int) -> Any:
+    from ConfigSpace import ConfigurationSpace
+    from ConfigSpace.hyperparameters import (
+        CategoricalHyperparameter,
+        UniformFloatHyperparameter,
+        UniformIntegerHyperparameter,
+    )
+
+    found = ConfigurationSpace(seed=seed % _MOST_SEED)
+    for name, domain in space.items():
+        if isinstance(domain, Choice):
+            found.add(CategoricalHyperparameter(name, list(domain.options)))
+        else:
+            is_float = isinstance(domain, Float)
+            kind = UniformFloatHyperparameter if is_float else UniformIntegerHyperparameter
+            found.add(kind(name, domain.low, domain.high, log=domain.log))
+    return found
+
+
+def _plain(value: Any) -> Value:
+    """A value of Python's own; NumPy's are no JSON."""
+    plain: Value = value.item() if isinstance(value, np.generic) else value
+    return plain
+
+
 PEERS: dict[str, Play] = {
     "optuna:random": partial(
         _play_optuna, lambda optuna, seed: optuna.samplers.RandomSampler(seed=seed), None
@@ -257,4 +357,6 @@ PEERS: dict[str, Play] = {
         _play_optuna, _tpe, lambda optuna, _: optuna.pruners.MedianPruner()
     ),
     "botorch": _play_botorch,
+    "smac:blackbox": partial(_play_smac, "BlackBoxFacade"),
+    "smac:multifidelity": partial(_play_smac, "MultiFidelityFacade"),
 }

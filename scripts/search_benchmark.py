@@ -68,7 +68,7 @@ def _describe() -> Record:
     """The command and the machine; of folders outside only the name, which is all that matters."""
     words = [re.sub(r"(?<![^,=])/[^,=]+", lambda m: Path(m[0]).name, w) for w in sys.argv[1:]]
     machine = describe_machine(["cpu"])
-    machine["versions"] |= installed_versions("botorch", "optuna", "onnxruntime")
+    machine["versions"] |= installed_versions("botorch", "optuna", "onnxruntime", "smac")
     return {"command": shlex.join(["scripts/benchmark.py", *words]), **machine}
 
 

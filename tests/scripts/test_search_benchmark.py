@@ -141,8 +141,10 @@ def test_a_device_is_paid_as_a_replay_is():
     assert len(device.seen) - len(replayed) < landscape.epochs
 
 
-@pytest.mark.parametrize("name", [n for n in PEERS if n != "optuna:gp"])
+@pytest.mark.parametrize("name", sorted(PEERS.keys() - {"optuna:gp", "smac:multifidelity"}))
 def test_a_peer_never_overspends_and_pays_what_the_landscape_says(name):
+    if name.startswith("smac"):
+        pytest.importorskip("smac")
     device, watch = Device(Scripted(), 0, 475), Stopwatch()
     PEERS[name](device, 1, watch)
     assert device.is_spent
@@ -156,6 +158,21 @@ def test_a_peer_never_overspends_and_pays_what_the_landscape_says(name):
     assert min(watch.seconds) > 0
     if "+" in name:
         assert len(watch.seconds) > 13  # some were pruned
+
+
+def test_what_smac_promotes_goes_on_from_where_it_was():
+    pytest.importorskip("smac")
+    device = Device(Scripted(), 0, 1_000)
+    PEERS["smac:multifidelity"](device, 1, Stopwatch())
+    assert device.is_spent
+    assert device.spent_ns in (990, 1_000)
+    curves = {}
+    for one in device.seen:
+        curves.setdefault(one.config["x"], []).append(one.epoch)
+    assert all(epochs == list(range(1, len(epochs) + 1)) for epochs in curves.values())
+    lengths = [len(epochs) for epochs in curves.values()]
+    assert {1, 4} <= set(lengths)
+    assert lengths.count(1) > lengths.count(4) > 3
 
 
 @pytest.mark.parametrize("name", ["optuna:tpe+hyperband", "botorch"])
