@@ -123,7 +123,7 @@ def _measure(job: _Job) -> dict[str, Any]:
         name = f"confirm {confirm}" if confirm else "best score"
         found[name] = {"worth": worth(winner.config), "said": mean_score(history, winner)}
         for by, expected in (
-            ("model", modelled_score(history, landscape.space, job.seed)),
+            ("model", modelled_score(history, landscape.space)),
             ("trainings", expected_score(history)),
         ):
             if expected is not None:

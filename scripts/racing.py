@@ -319,5 +319,5 @@ def _expected(run: Run, request: Request) -> Expected | None:
     searchers = [make_searcher(name, row.space, row.seed) for name in names]
     by_model = None
     if row.seed == request.seed and any(hasattr(s, "belief") for s in searchers):
-        by_model = modelled_score(history, row.space, row.seed)
+        by_model = modelled_score(history, row.space)
     return by_model or expected_score(history)

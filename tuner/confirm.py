@@ -116,7 +116,8 @@ class Expected:
 
     Attributes:
         mean: over its trainings, or of a Gaussian process on all of them.
-        sd: how uncertain the mean is: its standard error, or the process' standard deviation.
+        sd: how far off that may be: the standard error of the mean of its trainings, or by the
+            process, see `modelled_score`.
         trainings: how many the configuration had.
         by: `trainings` or `model`.
     """
@@ -147,22 +148,43 @@ def expected_score(history: HistoryView) -> Expected | None:
     return Expected(_mean(mine), sd, len(mine), "trainings")
 
 
-def modelled_score(history: HistoryView, space: SearchSpace, seed: int) -> Expected | None:
-    """Of the winner, by a Gaussian process on all full trainings; None where it cannot be had."""
+def modelled_score(history: HistoryView, space: SearchSpace) -> Expected | None:
+    """Of the winner, by a Gaussian process on all full trainings; None where it cannot be had.
+
+    Its variance is the process's own there and, for the noise of another training and for what the
+    process has wrong, the mean square by which it is off for each of the better half of the scores
+    when that one is left out. The noise that was fitted is less than either.
+    """
     winner = chosen(history)
     full = [t for t in history if t.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)]
     if winner is None or len(full) > _MOST_DATA:
         return None
-    from tuner.searchers.bayes import BayesSearcher
+    import numpy as np
+
+    from tuner.searchers.bayes import has_model
+    from tuner.searchers.fit import FitError
+    from tuner.searchers.surrogate import Surrogate
+    from tuner.searchers.threads import one_thread
 
     known = History(history.max_epochs, history.budget_ns)
     for number, trial in enumerate(full):
         known.restore(replace(trial, number=number))
-    belief = BayesSearcher(space, seed).belief(known.view(), [winner.config])
-    if belief is None:
+    if not has_model(known.view()):
         return None
+    length = history.max_epochs or max(t.epoch for t in full)
+    surrogate = Surrogate(space)
+    data = surrogate.data(known.view(), length)
+    at = surrogate.points(space.to_unit([winner.config]), length, length)
+    with one_thread():
+        try:
+            posterior = surrogate.posterior(data)
+        except FitError:
+            return None
+        mean, sd = posterior.mean_sd(at)
+        off = posterior.left_out()[data.scores >= np.median(data.scores)]
     trainings = sum(t.config == winner.config for t in full)
-    return Expected(float(belief.mean[0]), float(belief.sd[0]), trainings, "model")
+    whole_sd = math.sqrt(sd[0] ** 2 + np.mean(off**2))
+    return Expected(float(mean[0]), whole_sd, trainings, "model")
 
 
 def worth_keeping(history: HistoryView, ended: Iterable[Trial], count: int) -> list[Trial]:

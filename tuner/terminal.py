@@ -171,8 +171,8 @@ def luck_lines(summary: dict[str, Any]) -> list[str]:
         how = f"mean and standard error of its {times}"
         if expected["by"] == "model":
             how = f"a Gaussian process on all, {times} of it"
-            if trainings == 1:  # by maximum likelihood few scores look less noisy than they are
-                how += ", the noise a guess: --confirm measures it"
+            if trainings == 1:
+                how += ", which --confirm would measure"
         lines.append(
             f"{run['searcher']} {run['seed']}: expect {expected['mean']:.4f} ± "
             f"{expected['sd']:.4f} of trial {run['best_trial']} ({how}); the best score seen was "

@@ -388,6 +388,18 @@ def test_the_gaussian_process_predicts_as_the_textbook_formula_does():
         np.testing.assert_allclose(found, known, atol=1e-6)
 
 
+def test_what_a_score_is_off_is_what_a_process_that_never_saw_it_says():
+    x, y, prior, posterior = fitted_posterior()
+    z, kernel = (y - y.mean()) / y.std(ddof=1), prior.covariance
+    found = posterior.left_out()
+    for i in range(len(y)):
+        others = np.arange(len(y)) != i
+        gram = kernel(x[others], x[others]) + kernel.noise * np.eye(len(y) - 1)
+        weights = np.linalg.solve(gram, z[others] - prior.mean)
+        expected = prior.mean + (kernel(x[i : i + 1], x[others]) @ weights)[0]
+        assert found[i] == pytest.approx((z[i] - expected) * y.std(ddof=1), abs=1e-6)
+
+
 def test_believing_point_after_point_is_believing_them_all():
     from tuner.searchers.posterior import Gaps
 

@@ -85,6 +85,14 @@ class Posterior:
             sds.append(self._sd(prior, self.solve(cross)))
         return np.concatenate(means), np.concatenate(sds)
 
+    def left_out(self) -> Array:
+        """By how much each score is above what is expected of it given all the others, n.
+
+        Rasmussen and Williams (2006), equation 5.12.
+        """
+        inverse, _ = lapack.dpotri(self.factor, lower=1)
+        return np.asarray(self.weights / inverse.diagonal() * self.scale)
+
     def joint(self, points: Array) -> tuple[Array, Array]:
         """Mean and covariance of the noise-free scores at m points, m and m x m."""
         cross = self.covariance(points, self.points)  # m x n
