@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from models.cnn import CNN
 from models.data import ImageData, Split
@@ -130,14 +131,8 @@ class Trainer:
         layout = torch.channels_last if precision.channels_last else torch.contiguous_format
         network = make_network(data, recipe, seed).to(data.device)
         self._network = network.to(memory_format=layout)
-        self._optimiser = torch.optim.SGD(
-            self._network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        self._parameters: list[Tensor] = list(self._network.parameters())
+        self._momenta: list[Tensor | None] = [None] * len(self._parameters)
         self._batch_size = min(recipe.batch_size, len(data.labels))
         self.batches = len(data.labels) // self._batch_size
         self.epoch, self.batch = 0, 0  # finished epochs, and batches of the one in progress
@@ -171,13 +166,10 @@ class Trainer:
             images = data.normalise(data.images[index])
             if plan.moves is not None:
                 images = move(images, plan.moves[part])
-            self._optimiser.param_groups[0]["lr"] = plan.learning_rates[self.batch]
             with self._precision.autocast(data.device):
                 logits = self._network(self._lay_out(images), self._draw_mask(plan))
                 loss = F.cross_entropy(logits, data.labels[index], label_smoothing=smoothing)
-            self._optimiser.zero_grad()
-            loss.backward()
-            self._optimiser.step()
+            self._descend(loss, plan.learning_rates[self.batch])
             self._loss += loss.detach()
             self.batch += 1
             if self._watch.is_broken(self._loss):
@@ -210,10 +202,8 @@ class Trainer:
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything needed to go on, as named arrays on the host."""
         arrays = {f"network.{k}": v for k, v in self._network.state_dict().items()}
-        for i, parameter in enumerate(self._network.parameters()):
-            buffer = self._optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                arrays[f"momentum.{i}"] = buffer
+        momenta = enumerate(self._momenta)
+        arrays |= {f"momentum.{i}": buffer for i, buffer in momenta if buffer is not None}
         arrays["loss"] = self._loss
         # Copies: what lies on the CPU already would go on changing with the training.
         host = {k: v.detach().cpu().contiguous().numpy().copy() for k, v in arrays.items()}
@@ -227,16 +217,40 @@ class Trainer:
         self._network.load_state_dict(
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         )
-        for i, parameter in enumerate(self._network.parameters()):
+        for i, parameter in enumerate(self._parameters):
             if f"momentum.{i}" in tensors:
                 buffer = torch.empty_like(parameter, memory_format=torch.preserve_format)
-                buffer.copy_(tensors[f"momentum.{i}"])
-                self._optimiser.state[parameter]["momentum_buffer"] = buffer
+                self._momenta[i] = buffer.detach().copy_(tensors[f"momentum.{i}"])
         self._loss.copy_(tensors["loss"])
         self.epoch, self.batch = (int(v) for v in arrays["progress"])
         self._plan = None
 
     # -- parts of a step -------------------------------------------------------------------------
+
+    def _descend(self, loss: Tensor, learning_rate: float) -> None:
+        """A step of SGD; where there is momentum, Nesterov's (Sutskever et al., 2013).
+
+        By the function behind `torch.optim.SGD`: to make one of that class loads PyTorch's
+        compiler, which takes each worker as long as all of PyTorch, while the device is held.
+        """
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss.backward()
+        gradients: list[Any] = [parameter.grad for parameter in self._parameters]
+        momentum = self._recipe.momentum
+        with torch.no_grad():
+            sgd(
+                self._parameters,
+                gradients,
+                self._momenta,
+                fused=True,
+                weight_decay=self._recipe.weight_decay,
+                momentum=momentum,
+                lr=learning_rate,
+                dampening=0.0,
+                nesterov=momentum > 0,
+                maximize=False,
+            )
 
     def _lay_out(self, images: Tensor) -> Tensor:
         if self._precision.channels_last:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.sgd import sgd
 
 import models.train
 from models import checkpoint
 from models.cnn import CNN
 from models.data import ImageData, Split, load
 from models.knobs import Recipe
-from models.train import DeviceData, Halt, Precision, Trainer, move
+from models.train import DeviceData, Halt, Precision, Trainer, make_network, move, plan_epoch
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 LIVELY = Recipe(width=6, dropout=0.3, batch_size=50)  # every kind of random draw is in use
 EPOCHS, BATCHES = 3, 4  # of the tiny data below with batches of 50
@@ -92,14 +97,10 @@ def bits(trainer):
 
 
 def learning_rates(run):
-    """The learning rate of every optimiser step taken while `run()`."""
-    seen = []
-    hook = register_optimizer_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
-    try:
+    """The learning rate of every step taken while `run()`."""
+    with mock.patch("models.train.sgd", wraps=sgd) as steps:
         run()
-    finally:
-        hook.remove()
-    return seen
+    return [call.kwargs["lr"] for call in steps.call_args_list]
 
 
 # -- the network -----------------------------------------------------------------------------------
@@ -318,17 +319,68 @@ def test_the_learning_rate_is_laid_out_over_the_full_length_however_far_one_trai
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.7, True), (0.0, False)])
-def test_momentum_and_weight_decay_reach_the_optimiser(momentum, nesterov):
-    seen = []
-    hook = register_optimizer_step_pre_hook(lambda o, *_: seen.append(dict(o.param_groups[0])))
-    try:
-        recipe = Recipe(momentum=momentum, weight_decay=0.03, width=1, layers=1, batch_size=10)
-        Trainer(small(10), recipe, seed=0, epochs=1).run_epoch(go_on)
-    finally:
-        hook.remove()
-    (group,) = seen
-    assert (group["momentum"], group["nesterov"]) == (momentum, nesterov)
-    assert group["weight_decay"] == 0.03
+def test_a_training_is_that_of_pytorch_s_own_optimiser_bit_by_bit(tiny, momentum, nesterov):
+    shape = {"width": 4, "layers": 2, "batch_size": 20}
+    recipe = Recipe(momentum=momentum, weight_decay=0.03, dropout=0.0, label_smoothing=0.0, **shape)
+    trainer = Trainer(tiny, recipe, seed=0, epochs=1)
+    trainer.run_epoch(go_on)
+
+    network = make_network(tiny, recipe, 0).to(memory_format=torch.channels_last).train()
+    optimiser = torch.optim.SGD(
+        network.parameters(),
+        lr=1.0,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=0.03,
+        fused=True,
+    )
+    plan = plan_epoch(tiny, recipe, 0, 0, 1, False)
+    assert len(plan.learning_rates) > 3
+    for rate, index in zip(plan.learning_rates, plan.order.split(20), strict=False):
+        optimiser.param_groups[0]["lr"] = rate
+        images = tiny.normalise(tiny.images[index]).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(network(images, None), tiny.labels[index])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    found = trainer.state()
+    for name, value in network.state_dict().items():
+        np.testing.assert_array_equal(found[f"network.{name}"], value.numpy())
+    buffers = [optimiser.state[p].get("momentum_buffer") for p in network.parameters()]
+    for i, buffer in enumerate(buffers):
+        assert (buffer is None) == (f"momentum.{i}" not in found) == (momentum == 0)
+        if buffer is not None:
+            np.testing.assert_array_equal(found[f"momentum.{i}"], buffer.numpy())
+
+
+_TRAINS = """
+import sys
+import numpy as np, torch
+from models.crew import make_crew
+from models.data import ImageData, Split
+from models.knobs import Recipe
+from models.packed import Shape
+from models.train import PLAIN, DeviceData, Halt
+images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+split = Split(images, np.arange(40) % 2)
+data = DeviceData(ImageData("x", split, split, 2, flips=False), torch.device("cpu"))
+recipe = Recipe(width=4, layers=2, batch_size=20)
+for width in (1, 2):
+    crew = make_crew(data, Shape.of(recipe), width, epochs=1, precision=PLAIN, augment=False)
+    crew.enter(recipe, 5, None)
+    while 0 not in crew.ended():
+        crew.run(lambda: Halt.NO)
+    assert crew.accuracy([0], data.validation, lambda: Halt.NO)
+    crew.states([0])
+print(sorted(name for name in ("torch._dynamo", "sympy", "torchvision") if name in sys.modules))
+"""
+
+
+def test_a_worker_does_not_wait_for_pytorch_s_compiler():
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAINS], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.4])
