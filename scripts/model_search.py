@@ -90,6 +90,22 @@ class Made:
     spent_ns: int
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What each part of the work is done with: the search's study, and who asked and watches."""
+
+    store: Store
+    request: Request
+    folder: Path
+    console: Console
+    quiet: bool
+    stopper: Stopper
+
+    @property
+    def data_root(self) -> Path:
+        return Path(self.request.data_root)
+
+
 def make_model(
     store: Store,
     request: Request,
@@ -102,18 +118,17 @@ def make_model(
     """Search, train the winner on all images, export and test it; say what came of it."""
     from models.data import prepare
 
-    quiet = is_quiet or as_json
     with resumable(folder, store, console), stopping_signals() as stopper:
+        work = _Work(store, request, folder, console, is_quiet or as_json, stopper)
         if store.meta("winner") is None:
             with ExitStack() as stack:
-                _search(stack, store, request, folder, console, quiet, stopper)
+                _search(stack, work)
         else:
-            prepare(request.data, Path(request.data_root))
+            prepare(request.data, work.data_root)
         (row,) = store.runs()
         history = store.history(row)
-        winner = Winner(**store.meta("winner"))
-        made = _retrain(store, request, history, winner, folder, console, quiet, stopper)
-        content = _export(store, request, history, made, folder)
+        made = _retrain(work, history, Winner(**store.meta("winner")))
+        content = _export(work, history, made)
     if as_json:
         print(json.dumps(content))
     else:
@@ -123,17 +138,10 @@ def make_model(
 # -- the search ------------------------------------------------------------------------------------
 
 
-def _search(
-    stack: ExitStack,
-    store: Store,
-    request: Request,
-    folder: Path,
-    console: Console,
-    quiet: bool,
-    stopper: Stopper,
-) -> None:
+def _search(stack: ExitStack, work: _Work) -> None:
+    store, request, folder, console = work.store, work.request, work.folder, work.console
     go = partial(_go, store, request)
-    race, track = racing.hold(stack, store, request, folder, console, quiet, stopper, go)
+    race, track = racing.hold(stack, store, request, folder, console, work.quiet, work.stopper, go)
     racing.finish(store, race, track, request, folder, console, tests=False)
     history = race.runs[0].scheduler.history
     best = chosen(history)
@@ -185,17 +193,9 @@ def _layout(store: Store) -> dict[str, Any]:
 # -- the retraining --------------------------------------------------------------------------------
 
 
-def _retrain(
-    store: Store,
-    request: Request,
-    history: HistoryView,
-    winner: Winner,
-    folder: Path,
-    console: Console,
-    quiet: bool,
-    stopper: Stopper,
-) -> Made:
+def _retrain(work: _Work, history: HistoryView, winner: Winner) -> Made:
     """The winner trained on all images, where what is left pays for it."""
+    store, folder = work.store, work.folder
     if winner.left_ns <= 0:
         return Made(history[winner.number], folder, False, "nothing was left to pay for it", 0)
     place = folder / RETRAINING
@@ -205,17 +205,14 @@ def _retrain(
     try:
         (search_row,) = store.runs()
         if not again.runs():
-            epochs, space = request.epochs, search_row.space
-            again.add_run(RETRAINING, request.seed, space, epochs, winner.left_ns)
+            epochs, seed = work.request.epochs, work.request.seed
+            again.add_run(RETRAINING, seed, search_row.space, epochs, winner.left_ns)
             again.set_meta("machine", store.meta("machine"))
             again.commit(force=True)
         (row,) = again.runs()
         if again.meta("why_not") is None and not any(t.state.is_final for t in again.trials(row)):
-            pace = store.meta("pace")
             with ExitStack() as stack:
-                why_not = _train_again(
-                    stack, again, row, request, history, winner, pace, console, quiet, stopper
-                )
+                why_not = _train_again(stack, work, again, row, history, winner)
             again.set_meta("why_not", why_not)
             again.commit(force=True)
         spent_ns, trials = again.budget(row).spent_ns, again.trials(row)
@@ -231,26 +228,23 @@ def _retrain(
 
 def _train_again(
     stack: ExitStack,
+    work: _Work,
     again: Store,
     row: RunRow,
-    request: Request,
     history: HistoryView,
     winner: Winner,
-    pace: dict[str, Any],
-    console: Console,
-    quiet: bool,
-    stopper: Stopper,
 ) -> str:
     """Train the winner once more; where that cannot be paid for, what to say of it."""
     from models.layout import Layout
     from models.pool import TrainingPool, TrainingSetup
 
+    request, pace = work.request, work.store.meta("pace")
     device = find_devices((request.devices or [request.device])[0])[0]
     setup = TrainingSetup(
         devices=(device,),
         slots=1,
         data=request.data,
-        root=Path(request.data_root),
+        root=work.data_root,
         epochs=request.epochs,
         augment=request.augment,
         merged=True,
@@ -259,7 +253,7 @@ def _train_again(
     pool = stack.enter_context(TrainingPool(setup, Layout(**winner.layout)))
     marks = [m for t in again.trials(row) for m in (t.checkpoint, t.midway) if m]
     pool.sweep({mark.name for mark in marks})
-    view = LiveView(console, setup.unit, quiet=quiet)
+    view = LiveView(work.console, setup.unit, quiet=work.quiet)
     warm_up_ns = pool.start()
     run = enter(
         again,
@@ -279,25 +273,23 @@ def _train_again(
             f"taken about {to_minutes(price_ns):.2f}"
         )
     with view.watch(race):
-        stopper.go(race, race.go)
+        work.stopper.go(race, race.go)
     again.commit(force=True)
-    stopper.check()
+    work.stopper.check()
     return ""
 
 
 # -- the model -------------------------------------------------------------------------------------
 
 
-def _export(
-    store: Store, request: Request, history: HistoryView, made: Made, folder: Path
-) -> dict[str, Any]:
+def _export(work: _Work, history: HistoryView, made: Made) -> dict[str, Any]:
     """Write the model's files and test it, where it has not been; the content of model.json."""
     from models import data, export
     from models.checkpoint import load
     from models.knobs import Recipe
 
-    (row,) = store.runs()
-    root, mark = Path(request.data_root), made.trial.checkpoint
+    store, request, folder, root = work.store, work.request, work.folder, work.data_root
+    (row,), mark = store.runs(), made.trial.checkpoint
     if mark is None:
         raise ValueError(f"trial {made.trial.number} of {made.folder} has no checkpoint to export")
     images = data.load(request.data, root, merged=made.is_retrained)
