@@ -227,8 +227,8 @@ def _gently() -> Iterator[Callable[[Scheduler], None]]:
     """Let the first Ctrl-C save what is under way, and raise KeyboardInterrupt after that.
 
     What it gives is called with the scheduler when that is about to run; before, while workers
-    start, there is nothing to save, and Ctrl-C ends it at once. It is remembered too: an exception
-    that happens to be raised in somebody's finalizer or callback is lost.
+    start, there is nothing to save, and Ctrl-C ends it at once. It is listened to from the start,
+    for a shell's background job ignores it, and remembered: what is raised in a finalizer is lost.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone has handlers
         yield _at_once
