@@ -272,8 +272,8 @@ class FirstRung:
     Attributes:
         epoch: where trials were first compared.
         trials: how many went on from there to the end.
-        rank_correlation: Spearman's, over these; None for fewer than five. Only what looked
-            good went on, so it is lower than that of all settings would be.
+        rank_correlation: Spearman's, over these; None for fewer than five, and where all
+            scored alike. Only what looked good went on, so it is lower than that of all settings.
     """
 
     epoch: int
@@ -283,11 +283,12 @@ class FirstRung:
     @property
     def warning(self) -> str:
         """What to say of it; empty where there is nothing to warn of."""
-        if self.trials < _ENOUGH_TO_WARN or (self.rank_correlation or 0.0) >= _FORETELLS:
+        found = self.rank_correlation
+        if found is None or self.trials < _ENOUGH_TO_WARN or found >= _FORETELLS:
             return ""
         return (
             f"scores after epoch {self.epoch} hardly foretold the last ones (rank correlation "
-            f"{self.rank_correlation:.2f} over {self.trials} trials): a first rung after more "
+            f"{found:.2f} over {self.trials} trials): a first rung after more "
             f"epochs, --min-epochs, may find more"
         )
 

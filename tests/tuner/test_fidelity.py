@@ -21,6 +21,7 @@ from tuner.fidelity import (
     Asha,
     AshaStopping,
     Done,
+    FirstRung,
     Halving,
     MedianStopping,
     Resume,
@@ -555,3 +556,9 @@ def test_a_first_rung_that_foretells_nothing_is_warned_of():
     assert first_rung([history(falling, more=0)]) is None
     assert first_rung([history(falling[:4])]).rank_correlation is None
     assert not first_rung([history(falling[:4])]).warning
+
+
+@pytest.mark.parametrize("trials", [3, 40])
+def test_of_a_first_rung_where_all_scored_alike_nothing_is_said(trials):
+    assert FirstRung(2, trials, None).warning == ""
+    assert "hardly foretold" in FirstRung(2, 40, 0.0).warning
