@@ -112,7 +112,11 @@ class FreezeThawSearcher:
                 outlook = self._look(history)
             except FitError as error:
                 note = f"the model could not be fitted ({type(error).__name__}): random"
-                drawn = draw_new(self._space, self._seed, "freeze-thaw-fallback", history)
+                if history.is_exhausted:
+                    return _resume(paused[0], rungs) if paused else _Decision(Done())
+                drawn = None
+                with suppress(SpaceExhausted):
+                    drawn = draw_new(self._space, self._seed, "freeze-thaw-fallback", history)
                 return _Decision(Sample(rungs[0]), drawn, note)
             price = _Price.of(self._space, history, rungs[-1])
             going_on = price.of_paused(paused, outlook)
