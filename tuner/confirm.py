@@ -153,7 +153,7 @@ def modelled_score(history: HistoryView, space: SearchSpace) -> Expected | None:
 
     Its variance is the process's own there and, for the noise of another training and for what the
     process has wrong, the mean square by which it is off for each of the better half of the scores
-    when that one is left out. The noise that was fitted is less than either.
+    when that one is left out. The noise that was fitted is mostly less.
     """
     winner = chosen(history)
     full = [t for t in history if t.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)]
