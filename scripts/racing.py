@@ -221,7 +221,8 @@ def _training_track(
 def _check_budget(race: Race) -> None:
     """Refuse a budget that does not buy one epoch; nothing has been trained yet."""
     for run in race.runs:
-        if not run.scheduler.history.trained and not run.can_go_on:
+        is_over = run.scheduler.next_epoch_ns is None  # nothing was left to try from the start
+        if not run.scheduler.history.trained and not run.can_go_on and not is_over:
             raise ValueError(
                 f"the budget of {to_minutes(run.row.budget_ns or 0):g} minutes is too small: "
                 f"starting up took {to_minutes(run.recorder.budget.spent_ns):.3f} and one epoch "

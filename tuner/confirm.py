@@ -32,8 +32,9 @@ class Confirming:
     """Has another policy decide while there are minutes, and keeps some back to confirm with.
 
     A confirmation is another full training, with a seed of its own, of a configuration that was
-    trained to its end. The K best by their first score are confirmed once each. What is left of the
-    budget then, but for a search that ended by itself, trains again who leads by its mean.
+    trained to its end. The K best by their first score are confirmed once each: none of them before
+    it is certain that those still in flight cannot take its place. What is left of the budget when
+    all are back, but for a search that ended by itself, trains again who leads by its mean.
     """
 
     def __init__(self, inner: FidelityPolicy, count: int) -> None:
@@ -62,13 +63,19 @@ class Confirming:
                 return action
         if isinstance(action, Wait) and in_flight:
             return action
-        if isinstance(action, Done) and not to_confirm:
+        if to_confirm:
+            certain = best[: max(0, self._count - in_flight)]
+            to_repeat = [t for t in to_confirm if t in certain]
+        elif isinstance(action, Done):
             return action
-        leader = min(groups, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
-        for trial in to_confirm or [leader]:
+        else:
+            leader = min(groups, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
+            to_repeat = [leader] if _all_are_back(best, history) else []
+        for trial in to_repeat:
             if left_ns >= _overhead(history) * trial.device_ns:
                 return Repeat(trial.number, history.max_epochs or UNLIMITED)
-        return Done()
+        is_any_in_flight = any(t.state is TrialState.RUNNING for t in history.running)
+        return Wait() if is_any_in_flight else Done()
 
 
 def with_confirmations(policy: FidelityPolicy, count: int) -> FidelityPolicy:
@@ -79,6 +86,13 @@ def with_confirmations(policy: FidelityPolicy, count: int) -> FidelityPolicy:
     if count < 0:
         raise ValueError(f"the number of settings to confirm is at least 0, got {count}")
     return Confirming(policy, count) if count else policy
+
+
+def _all_are_back(best: list[Trial], history: HistoryView) -> bool:
+    """Whether each of the K best has been trained again, or has broken off when it was."""
+    numbers = {t.number for t in best}
+    ended = {t.confirms for t in history if t.confirms in numbers and t.state.is_final}
+    return ended == numbers
 
 
 # -- who won --------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class FullFidelity:
 
     def next_action(self, history: HistoryView) -> Action:
         """A new trial, to its full length."""
-        return Sample(history.max_epochs or UNLIMITED)
+        return _sample(history, history.max_epochs or UNLIMITED)
 
 
 class MedianStopping:
@@ -90,11 +90,11 @@ class MedianStopping:
 
     After each epoch from the first rung on, its best score is compared with the median, over the
     completed trials, of the mean of their scores up to that epoch (Golovin et al., 2017, section
-    3.2.2). The first five trials complete: a median of fewer says little.
+    3.2.2). Nobody is stopped before five have completed: a median of fewer says little.
     """
 
     def __init__(self, rungs: tuple[int, ...], eta: int) -> None:
-        self._first, self._last = rungs[0], rungs[-1]
+        self._first = rungs[0]
 
     def next_action(self, history: HistoryView) -> Action:
         """Go on with the trial that waits, or stop it; with none, begin one."""
@@ -102,8 +102,7 @@ class MedianStopping:
             if self._is_hopeless(trial, history):
                 return Stop(trial.number)
             return Resume(trial.number, trial.epoch + 1)
-        has_enough = len(history.means_until(self._first)) >= _COMPLETED_BEFORE_MEDIAN
-        return _sample(history, self._first if has_enough else self._last)
+        return _sample(history, self._first)
 
     def _is_hopeless(self, trial: Trial, history: HistoryView) -> bool:
         means = history.means_until(trial.epoch)

@@ -157,9 +157,9 @@ class HistoryView:
         return self._cheapest_ns
 
     def finished_at(self, epoch: int) -> Ranking:
-        """The ranking of `own` trials at an epoch; who broke before it is in it, infinitely bad.
+        """The ranking of `own` trials at an epoch; who broke on the way to it is in it, infinitely bad.
 
-        Made of the whole history when it is first asked for, and kept from then on.
+        A trial that broke on the way to an earlier one was never in the running here. Made of the whole history when it is first asked for, and kept from then on.
         """
         if epoch not in self._finished_at:
             ranking = self._finished_at[epoch] = OpenRanking()
@@ -352,13 +352,13 @@ def _is_better(trial: Trial, other: Trial | None) -> bool:
 
 
 def _rank_at(epoch: int, ranking: OpenRanking, old: Trial | None, new: Trial) -> None:
-    """Enter a trial that has finished an epoch, or broken before it, since it was as `old`."""
+    """Enter a trial that has finished an epoch, or broken on the way, since it was as `old`."""
     if _is_at(epoch, new) and not (old is not None and _is_at(epoch, old)):
         ranking.add(new.number, new.score_at(epoch))
 
 
 def _is_at(epoch: int, trial: Trial) -> bool:
-    return len(trial.curve) >= epoch or trial.state.is_broken
+    return len(trial.curve) >= epoch or (trial.state.is_broken and trial.target >= epoch)
 
 
 def _mean_until(trial: Trial, epoch: int) -> float:

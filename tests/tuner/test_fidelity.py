@@ -94,16 +94,17 @@ def test_median_stopping_by_hand(scores, action):
     assert policy.next_action(history_of(*MEDIAN, ("P", scores), max_epochs=4)) == action
 
 
-def test_median_stopping_lets_the_first_five_complete():
+def test_median_stopping_stops_nobody_before_five_have_completed():
     policy = MedianStopping((2, 4), 3)
-    assert policy.next_action(history_of(max_epochs=4)) == Sample(4)
-    four = MEDIAN[:4]
-    assert policy.next_action(history_of(*four, max_epochs=4)) == Sample(4)
-    hopeless = ("P", [0.0, 0.0])
+    assert policy.next_action(history_of(max_epochs=4)) == Sample(2)
+    four, hopeless = MEDIAN[:4], ("P", [0.0, 0.0])
     assert policy.next_action(history_of(*four, hopeless, max_epochs=4)) == Resume(4, 3)
     # Stopped and broken ones are not completed ones.
     others = [("S", [0.9, 0.9]), ("I", [0.9, 0.9]), ("F", [0.9, 0.9])]
-    assert policy.next_action(history_of(*four, *others, max_epochs=4)) == Sample(4)
+    assert policy.next_action(history_of(*four, *others, hopeless, max_epochs=4)) == Resume(7, 3)
+    # However many began before the fifth had completed, they are judged once it has.
+    begun = [hopeless, ("R", [0.1], 2), hopeless]
+    assert policy.next_action(history_of(*begun, *MEDIAN, max_epochs=4)) == Stop(0)
     assert policy.next_action(history_of(*MEDIAN, max_epochs=4)) == Sample(2)
     assert policy.next_action(history_of(*MEDIAN, max_epochs=4, is_exhausted=True)) == Done()
 
@@ -153,6 +154,13 @@ def test_asha_never_promotes_what_broke_off_nor_the_next_in_its_place():
     assert asha.next_action(history_of(broken, *ones(0.5, 0.4, 0.3, 0.2, 0.1))) == Resume(1, 3)
     none = [("I", [], 1)] * 9
     assert asha.next_action(history_of(*none)) == Sample(1)
+
+
+def test_what_broke_in_a_lower_rung_promotes_nobody_in_a_higher_one():
+    asha, below = Asha(RUNGS, 3), [("I", [], 1)] * 9
+    assert asha.next_action(history_of(*below, ("P", [0.9] * 3))) == Sample(1)
+    up = [("I", [0.8], 3)] * 2  # these two were sent to it
+    assert asha.next_action(history_of(*below, *up, ("P", [0.9] * 3))) == Resume(11, 9)
 
 
 def test_asha_gives_what_is_left_to_the_best_when_there_is_nothing_new():
@@ -261,9 +269,11 @@ def test_asha_keeps_no_more_than_so_many_checkpoints(monkeypatch):
         ([("R", [0.5], 3), ("S", [0.4]), ("P", [0.45])], Stop(2)),
         ([("S", [0.1])] * 4 + [("R", [0.5], 3), ("P", [0.45])], Resume(5, 3)),  # 2nd of 6
         ([("S", [0.1])] * 3 + [("R", [0.5], 3), ("P", [0.45])], Stop(4)),  # 2nd of 5
-        ([("I", [])] * 4 + [("R", [0.5], 3), ("P", [0.45])], Resume(5, 3)),
+        ([("I", [], 1)] * 4 + [("R", [0.5], 3), ("P", [0.45])], Resume(5, 3)),
         ([("P", [0.1, 0.1, 0.1])], Resume(0, 9)),
         ([("C", [0.5] * 9), ("P", [0.9, 0.9, 0.4])], Stop(1)),
+        ([("I", [], 1)] * 6 + [("C", [0.5] * 9), ("P", [0.9, 0.9, 0.4])], Stop(7)),
+        ([("I", [0.1], 3)] * 4 + [("C", [0.5] * 9), ("P", [0.9, 0.9, 0.4])], Resume(5, 9)),
         ([("C", [0.5] * 9)], Sample(1)),
         ([("S", [0.5]), ("R", [], 1)], Sample(1)),
     ],

@@ -73,7 +73,9 @@ def check_standings(view):
         waiting.sort(key=lambda t: (-t.curve[-1].score, t.number))
         assert list(view.waiting.get(epoch, ())) == [t.number for t in waiting]
         at = {t.number: t.curve[epoch - 1].score for t in view.own if len(t.curve) >= epoch}
-        broken = [t.number for t in view.own if t.number not in at and t.state in BROKEN]
+        # Li et al. (2020) compare who was promoted into a rung: who broke in a lower one was not.
+        sent = [t for t in view.own if t.target >= epoch and t.state in BROKEN]
+        broken = [t.number for t in sent if t.number not in at]
         finished = view.finished_at(epoch)
         assert list(finished) == sorted(at, key=lambda n: (-at[n], n)) + broken
         assert [finished.place(n, at[n]) for n in finished if n in at] == list(range(len(at)))
