@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -447,17 +446,19 @@ class SearchSpace(Mapping[str, Domain]):
         return [domain.grid(points_per_axis) for domain in self._domains.values()]
 
     def grid(self, points_per_axis: int) -> list[dict[str, Value]]:
-        """The full lattice: the product of `axes`, the last knob running fastest."""
-        axes = self.axes(points_per_axis)
-        whole = (dict(zip(self._domains, v, strict=True)) for v in itertools.product(*axes))
-        if not self.conditions:
-            return list(whole)
-        first = {name: axis[0] for name, axis in zip(self._domains, axes, strict=True)}
-        return [  # of those that differ in what is not there, one
-            self.pruned(config)
-            for config in whole
-            if all(self.is_there(n, config) or config[n] is first[n] for n in self.conditions)
-        ]
+        """The full lattice over `axes`, the last knob running fastest.
+
+        A knob that is not there is None, once: the work goes with the configurations there are,
+        not with the product of the axes.
+        """
+        configs: list[dict[str, Value]] = [{}]
+        for name, axis in zip(self._domains, self.axes(points_per_axis), strict=True):
+            configs = [
+                {**config, name: value}
+                for config in configs
+                for value in (axis if self.is_there(name, config) else (None,))
+            ]
+        return configs
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """A JSON object from which `from_json` makes an equal space."""

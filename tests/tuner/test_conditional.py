@@ -7,6 +7,10 @@ import pytest
 
 from tests.scripts.command_line import tune as tune_py
 from tuner import Choice, Conditional, Float, Int, SearchSpace, Study, tune
+from tuner.history import History
+from tuner.searchers import make_searcher
+from tuner.searchers.base import SpaceExhausted
+from tuner.trial import Trial
 from tuner.warm_start import read_study
 
 TREE = SearchSpace(
@@ -31,6 +35,34 @@ def filled(searcher, count, path=None):
         TREE.check(trial.config)
         study.tell(trial.number, score(trial.config), minutes=0.1)
     return study
+
+
+BRANCHES = SearchSpace(  # 12 x 8 configurations, and an unconditioned product of 12 x 8^12
+    kind=Choice(tuple("abcdefghijkl")),
+    **{f"depth_{kind}": Conditional(Int(1, 8), "kind", (kind,)) for kind in "abcdefghijkl"},
+)
+
+
+def test_a_space_of_many_branches_is_searched_to_its_last_configuration():
+    assert len(BRANCHES.grid(3)) == 12 * 3
+    history = History(1)
+    searcher = make_searcher("random", BRANCHES, 0)
+    for number in range(96):
+        history.start(Trial(number, searcher.propose(history.view()), 0, 1))
+    assert {tuple(t.config.values()) for t in history} == {
+        tuple(config.values()) for config in BRANCHES.grid(8)
+    }
+    with pytest.raises(SpaceExhausted, match="all 96 configurations"):
+        searcher.propose(history.view())
+
+
+def test_bayes_looks_at_every_branch_of_a_small_space():
+    study = Study(BRANCHES, "bayes")
+    for _ in range(20):
+        trial = study.ask()
+        depth = trial.config[f"depth_{trial.config['kind']}"]
+        study.tell(trial.number, depth + 2 * (trial.config["kind"] == "c"), minutes=0.1)
+    assert study.best.score > 7
 
 
 def test_the_values_of_a_parent_may_be_a_list_and_are_named_once(tmp_path):
