@@ -23,7 +23,7 @@ from tuner.history import History
 from tuner.naming import pick
 from tuner.reader import RunRow, Snapshot, study_file
 from tuner.searchers import SpaceExhausted
-from tuner.seeding import config_text
+from tuner.seeding import checked_seed, config_text
 from tuner.space import SearchSpace
 from tuner.space_file import read_space
 from tuner.study import SIGNS, Study
@@ -211,8 +211,7 @@ def _terms(path: Path, wishes: Wishes | None) -> Terms:
 def _new_terms(space: SearchSpace, wishes: Wishes) -> Terms:
     terms = Terms(space, wishes.searcher or "bayes", wishes.seed or 0, wishes.mode or "max")
     pick(terms.mode, SIGNS, "mode")
-    if terms.seed < 0:
-        raise ValueError(f"--seed is a whole number from 0, got {terms.seed}")
+    checked_seed(terms.seed, "--seed")
     _, policy = make_entry(terms.searcher, space, terms.seed, epochs=None)
     if not isinstance(policy, FullFidelity):
         raise ValueError(

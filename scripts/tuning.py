@@ -20,15 +20,15 @@ from scripts.earlier import begin_with, check_folders, read_earlier
 from scripts.errors import resumable
 from scripts.racing import Request, entry_for, run_race
 from scripts.stopping import Stopped, stopping_signals
-from tuner.budget import to_ns
+from tuner.budget import budget_ns
 from tuner.entry import Entry
 from tuner.files import CannotWriteError
 from tuner.importance import in_words
+from tuner.seeding import checked_seed
 from tuner.store import Store
 from tuner.terminal import closing_table, earlier_lines, luck_lines, pace_line, say, stop_lines
 
 _REPLAY_COMMIT_S = 0.5
-_MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
 
 
 def create(
@@ -123,13 +123,8 @@ def check_request(request: Request | CommandRequest) -> None:
         raise ValueError(f"--confirm is at least 0, got {request.confirm}")
     if request.slots is not None and request.slots < 1:
         raise ValueError(f"--slots is at least 1, got {request.slots}")
-    if not 0 <= request.seed < 1 << 53:
-        raise ValueError(f"--seed is a whole number from 0 up to 2^53, got {request.seed}")
-    if not (0 < request.budget_minutes < _MOST_MINUTES):
-        raise ValueError(
-            f"--budget-minutes is each searcher's own device minutes: at most 1e8 and more than 0, "
-            f"got {request.budget_minutes:g}"
-        )
+    checked_seed(request.seed, "--seed")
+    budget_ns(request.budget_minutes, "--budget-minutes")
 
 
 @contextmanager
@@ -218,7 +213,7 @@ def _create(
         store.set_meta("request", vars(request))
         for seed in range(request.seed, request.seed + request.seeds):
             for name in request.searchers:
-                store.add_run(name, seed, space, request.epochs, to_ns(request.budget_minutes))
+                store.add_run(name, seed, space, request.epochs, budget_ns(request.budget_minutes))
         begin_with(store, known, about)
         store.commit(force=True)
     except CannotWriteError:  # nothing has been trained yet
@@ -271,7 +266,7 @@ def reopen(
             check_request(request)
             store.set_meta("request", vars(request))
             for row in store.runs():
-                store.set_budget(row.id, to_ns(budget_minutes))
+                store.set_budget(row.id, budget_ns(budget_minutes))
             store.commit(force=True)
     except TypeError as error:
         store.close()

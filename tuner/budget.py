@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 
 NS_PER_MINUTE = 60_000_000_000
+MOST_MINUTES = 1e8  # 190 years, which still fit into 64-bit nanoseconds
 
 
 class Kind(enum.Enum):
@@ -28,6 +29,19 @@ Costs = Mapping[Kind, int]
 def to_ns(minutes: float) -> int:
     """Device minutes as whole nanoseconds."""
     return round(minutes * NS_PER_MINUTE)
+
+
+def budget_ns(minutes: float, name: str = "budget_minutes") -> int:
+    """A search's own device minutes as whole nanoseconds.
+
+    Raises ValueError, with the `name` of what was given, where no search can have so many.
+    """
+    if not 0 < minutes < MOST_MINUTES:
+        raise ValueError(
+            f"{name} is each search's own device minutes: more than 0 and less than 1e8, "
+            f"got {minutes:g}"
+        )
+    return max(1, to_ns(float(minutes)))
 
 
 def to_minutes(ns: int) -> float:

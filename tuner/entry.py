@@ -57,6 +57,18 @@ class Entry:
         return f"{self.searcher}+{self.fidelity}"
 
 
+def entry_rungs(epochs: int | None, min_epochs: int | None, eta: int) -> tuple[int, ...]:
+    """The epochs at which an entry's trials are compared; none where they have no full length.
+
+    Raises ValueError where they make no sense.
+    """
+    if epochs is None:
+        return ()
+    return rung_epochs(
+        default_min_epochs(epochs) if min_epochs is None else min_epochs, epochs, eta
+    )
+
+
 def make_entry(
     text: str,
     space: SearchSpace,
@@ -88,10 +100,8 @@ def make_entry(
         raise ValueError(
             f"{entry} compares trials at rungs up to their full length: it needs max_epochs"
         )
-    rungs: tuple[int, ...] = ()
-    if epochs is not None:  # rungs that make no sense are refused even where nobody looks at them
-        first = default_min_epochs(epochs) if min_epochs is None else min_epochs
-        rungs = rung_epochs(first, epochs, eta)
+    # Rungs that make no sense are refused even where nobody looks at them.
+    rungs = entry_rungs(epochs, min_epochs, eta)
     if decides_itself:
         both: Any = make_searcher(entry.searcher, space, seed, rungs=rungs, **options)
         return both, both

@@ -157,9 +157,11 @@ class HistoryView:
         return self._cheapest_ns
 
     def finished_at(self, epoch: int) -> Ranking:
-        """The ranking of `own` trials at an epoch; who broke on the way to it is in it, infinitely bad.
+        """The ranking of `own` trials at an epoch.
 
-        A trial that broke on the way to an earlier one was never in the running here. Made of the whole history when it is first asked for, and kept from then on.
+        Who broke on the way to it is in it, infinitely bad; who broke on the way to an earlier
+        rung was never sent here. Made of the whole history when it is first asked for, and kept
+        from then on.
         """
         if epoch not in self._finished_at:
             ranking = self._finished_at[epoch] = OpenRanking()

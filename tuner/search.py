@@ -151,7 +151,7 @@ def tune(
         one = (str, Path, EarlierStudy)
         for earlier in [warm_start] if isinstance(warm_start, one) else warm_start:
             study.add_from(earlier)
-        policy = with_confirmations(with_stop(study.policy, stop, study.space, seed), confirm)
+        policy = with_confirmations(with_stop(study.policy, stop, study.space, study.seed), confirm)
         with (
             _gently() if workers else nullcontext(_at_once) as interrupts,
             _running(study, train, workers, path) as (runner, warm_up_ns),

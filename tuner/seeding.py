@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
+from typing import SupportsIndex
 
 from tuner.space import Config
+
+_MOST_SEED = 1 << 53  # what JSON's readers can hold exactly
+
+
+def checked_seed(seed: SupportsIndex, name: str = "seed") -> int:
+    """A study's seed as a plain int; ValueError, with its `name`, where it is none."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < _MOST_SEED:
+        raise ValueError(f"{name} is a whole number from 0 up to 2^53, got {seed!r}")
+    return number
 
 
 def derive_seed(study_seed: int, *path: int | str) -> int:

@@ -31,6 +31,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
+def _plain(value: Any) -> Any:
+    """NumPy's numbers, texts and truth values as Python's, which JSON can write."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _check_range(kind: str, low: float, high: float, log: bool) -> None:
     for end in (low, high):
         if not _is_number(end) or not abs(end) <= _LARGEST:
@@ -57,6 +62,8 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "low", _plain(self.low))
+        object.__setattr__(self, "high", _plain(self.high))
         _check_range("Float", self.low, self.high, self.log)
 
     @property
@@ -111,6 +118,8 @@ class Int:
         _check_range("Int", self.low, self.high, self.log)
         if self.low != int(self.low) or self.high != int(self.high):
             raise ValueError(f"Int needs whole ends, got [{self.low}, {self.high}]; use Float")
+        object.__setattr__(self, "low", int(self.low))
+        object.__setattr__(self, "high", int(self.high))
 
     @property
     def cardinality(self) -> int | None:
@@ -171,7 +180,7 @@ class Choice:
     def __post_init__(self) -> None:
         if isinstance(self.options, str) or not isinstance(self.options, Sequence):
             raise ValueError(f"Choice needs a sequence of options, got {self.options!r}")
-        object.__setattr__(self, "options", tuple(self.options))
+        object.__setattr__(self, "options", tuple(map(_plain, self.options)))
         if not self.options:
             raise ValueError("Choice needs at least one option, got none")
         for option in self.options:
@@ -242,8 +251,8 @@ class Conditional:
     values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.values, list):  # as it is read from a file
-            object.__setattr__(self, "values", tuple(self.values))
+        if isinstance(self.values, list | tuple):  # a list as it is read from a file
+            object.__setattr__(self, "values", tuple(map(_plain, self.values)))
 
     def holds(self, value: Value) -> bool:
         """Whether the knob is there where its parent has this value."""

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tuner.budget import Budget, Kind, to_minutes, to_ns
+from tuner.budget import MOST_MINUTES, Budget, Kind, budget_ns, to_minutes, to_ns
 from tuner.confirm import Expected, chosen, expected_score
-from tuner.entry import ETA, make_entry
+from tuner.entry import ETA, entry_rungs, make_entry
 from tuner.fidelity import UNLIMITED, FidelityPolicy, FullFidelity
 from tuner.history import History, HistoryView
 from tuner.naming import pick
-from tuner.reader import RunRow
+from tuner.reader import RunRow, study_file, study_name
 from tuner.runner import Runner
 from tuner.scheduler import Recorder, Scheduler, mark_interrupted
-from tuner.seeding import trial_seed
+from tuner.seeding import checked_seed, trial_seed
 from tuner.space import Conditional, Config, Domain, SearchSpace
 from tuner.store import Store
 from tuner.tables import to_frame, write_csv
@@ -68,21 +68,23 @@ class Study:
     ) -> None:
         self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
         self.sign = pick(mode, SIGNS, "mode")
-        self.entry, self.seed = searcher, seed
+        # What makes no sense is refused before a file is made.
+        self.entry, self.seed = searcher, checked_seed(seed)
         self.searcher, self.policy = make_entry(
-            searcher, self.space, seed, epochs=max_epochs, min_epochs=min_epochs, eta=eta
+            searcher, self.space, self.seed, epochs=max_epochs, min_epochs=min_epochs, eta=eta
         )
-        budget_ns = None if budget_minutes is None else to_ns(budget_minutes)
-        Budget(budget_ns)  # a budget that makes no sense is refused before a file is made
+        limit_ns = None if budget_minutes is None else budget_ns(budget_minutes)
         self._store: Store | None = None
         if path is None:
-            self._history = History(max_epochs, budget_ns)
-            self._recorder = Recorder(Budget(budget_ns))
+            self._history = History(max_epochs, limit_ns)
+            self._recorder = Recorder(Budget(limit_ns))
         else:
-            row = RunRow(0, searcher, seed, self.space, max_epochs, budget_ns, 0, None, None)
-            self._open(Path(path), row, mode)
+            row = RunRow(0, searcher, self.seed, self.space, max_epochs, limit_ns, 0, None, None)
+            is_full = isinstance(self.policy, FullFidelity)  # which compares nobody
+            rungs = () if is_full else (eta, *entry_rungs(max_epochs, min_epochs, eta))
+            self._open(Path(path), row, mode, rungs)
 
-    def _open(self, path: Path, wanted: RunRow, mode: str) -> None:
+    def _open(self, path: Path, wanted: RunRow, mode: str, rungs: Sequence[int]) -> None:
         store = Store(path, create=not path.exists())
         try:
             rows = store.runs()
@@ -97,6 +99,7 @@ class Study:
                     )
                 ]
                 store.set_meta("mode", mode)
+                store.set_meta("rungs", list(rungs))
             row = rows[0]
             mode_kept = store.meta("mode")
             kept = (row.space, row.searcher, row.seed, row.max_epochs, mode_kept, len(rows))
@@ -105,6 +108,12 @@ class Study:
                 raise ValueError(
                     f"{path} holds another study: (space, searcher, seed, max_epochs, mode, runs) "
                     f"is {kept}, and {asked} was asked for"
+                )
+            rungs_kept = store.meta("rungs")
+            if rungs_kept is not None and rungs_kept != list(rungs):
+                raise ValueError(
+                    f"{path} holds a study with (eta, rungs) {rungs_kept}, and {list(rungs)} was "
+                    "asked for: leave min_epochs and eta as they were"
                 )
             if wanted.budget_ns is not None and wanted.budget_ns != row.budget_ns:
                 store.set_budget(row.id, wanted.budget_ns)
@@ -168,17 +177,16 @@ class Study:
             ValueError: no such trial, one that has ended, a score that is missing or no finite
                 number, negative minutes, or an unknown state.
         """
-        score = None if score is None else float(score)
         states = {s.name.lower(): s for s in TrialState if s.is_final}
         final = pick(state.lower(), states, "state to tell")
         needs_score = final in (TrialState.COMPLETED, TrialState.STOPPED)
+        score = None if score is None else float(score)
+        cost_ns = _cost_ns(minutes)
         if needs_score and (score is None or not math.isfinite(score)):
             raise ValueError(
                 f"trial {number}: a {state} trial needs a finite score, got {score}; a training "
                 'that diverged is told as state="infeasible"'
             )
-        if not (math.isfinite(minutes) and minutes >= 0):
-            raise ValueError(f"trial {number}: minutes are a number from 0 up, got {minutes}")
         waiting = [t.number for t in self._history.running]
         if number not in waiting:
             is_known = 0 <= number < len(self._history)
@@ -187,7 +195,6 @@ class Study:
                 f"trial {number} is not waiting for a result, {why}: asked and not yet told "
                 f"are {waiting}"
             )
-        cost_ns = to_ns(float(minutes))
         self._recorder.charge({Kind.TRAIN: cost_ns}, number)
         if score is not None and math.isfinite(score):
             trial = self._history[number]
@@ -205,14 +212,16 @@ class Study:
         It costs what `minutes` say. Searchers learn from it and `best` may be it; policies that
         compare trials at rungs compare those that the study trained itself.
 
-        Raises ValueError where the configuration is not in the space or the score not finite.
+        Raises ValueError where the configuration is not in the space, the score is not finite or
+        the minutes are no number from 0 up.
         """
         # NumPy's numbers as plain ones, which JSON can write.
         config = {k: getattr(v, "item", lambda v=v: v)() for k, v in config.items()}
         config = self.space.completed(config)
         self.space.check(config)
-        if not math.isfinite(score):
+        if score is None or not math.isfinite(score):
             raise ValueError(f"a score is a finite number, got {score}")
+        _cost_ns(minutes)
         number = len(self._history)
         target = self._history.max_epochs or UNLIMITED
         repeat = self._history.trainings(config)
@@ -239,7 +248,10 @@ class Study:
                 or nothing in it that fits; and which knob or range is off.
         """
         if not isinstance(earlier, EarlierStudy):
-            earlier = read_study(Path(earlier))
+            place = Path(earlier)
+            if not place.exists() and study_name(study_file(place)) in self._sources():
+                return ()  # it has served: a study goes on where an earlier one has been deleted
+            earlier = read_study(place)
             if self._store is not None and self._store.path.samefile(earlier.path):
                 raise ValueError(
                     f"{earlier.path} is this study itself, which knows its own results"
@@ -256,8 +268,14 @@ class Study:
             raise ValueError(
                 f"{earlier.path} has mode={earlier.mode!r}: its scores are not of this study's kind"
             )
-        known = {t.source for t in self._history}
+        known = self._sources()
         if earlier.name in known:
+            mine = [t for t in self._history if t.source == earlier.name]
+            if not earlier.has(mine, self.space):
+                raise ValueError(
+                    f"{earlier.path} is not the study {earlier.name!r} whose results are here "
+                    "already: they are told apart by that name; rename its folder"
+                )
             return Taken(earlier.name, (), {})
         first, length = len(self._history), self._history.max_epochs
         (taken,) = take_over([earlier], self.space, length, first=first, known=known)
@@ -265,6 +283,10 @@ class Study:
             self._history.adopt(trial)
         self._recorder.commit()
         return taken
+
+    def _sources(self) -> set[str]:
+        """The names of the studies whose results were taken over."""
+        return {t.source for t in self._history} - {"", ADDED}
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -312,7 +334,12 @@ class Study:
 
     @property
     def expected_score(self) -> Expected | None:
-        """What another training of `best` may be expected to score; None where it had only one."""
+        """What another training of `best` may be expected to score.
+
+        None where it had only one, or is a result from before.
+        """
+        if self._history.best_earlier is not None:
+            return None
         found = expected_score(self._history)
         return None if found is None else replace(found, mean=self.sign * found.mean)
 
@@ -374,3 +401,10 @@ class Study:
             seed=self.seed,
             on_change=on_change,
         )
+
+
+def _cost_ns(minutes: float) -> int:
+    """Device minutes that a trial took, in ns; ValueError where no trial can have taken them."""
+    if not 0 <= minutes < MOST_MINUTES:
+        raise ValueError(f"a trial's minutes are a number from 0 up to 1e8, got {minutes}")
+    return to_ns(float(minutes))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.reader import Snapshot, study_file, study_name
+from tuner.seeding import config_text
 from tuner.space import Choice, Config, Domain, SearchSpace
 from tuner.trial import ADDED, Trial, TrialState
 
@@ -30,6 +31,23 @@ class EarlierStudy:
     runs: Sequence[tuple[int | None, Sequence[Trial]]]
     mode: str
     request: Mapping[str, Any]
+
+    def has(self, taken: Iterable[Trial], space: SearchSpace) -> bool:
+        """Whether trials that were taken over from a study of this name can be from this one.
+
+        It may have gone on since, and may lie elsewhere now.
+        """
+        curves: dict[str, list[list[float]]] = {}
+        for trial in (t for _, trials in self.runs for t in trials):
+            scores = [o.score for o in trial.curve]
+            curves.setdefault(config_text(space.completed(trial.config)), []).append(scores)
+        return all(
+            any(
+                scores[: trial.epoch] == [o.score for o in trial.curve]
+                for scores in curves.get(config_text(trial.config), ())
+            )
+            for trial in taken
+        )
 
 
 @dataclass(frozen=True)

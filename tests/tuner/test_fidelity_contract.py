@@ -293,3 +293,21 @@ def test_a_finite_space_is_used_up_and_the_search_ends(name, slots):
         rungs = rung_epochs(FIRST, 9, ETA)
         most = max(o.score for t in history for o in t.curve if o.epoch == rungs[0])
         assert any(t.curve[rungs[0] - 1].score == most and t.epoch > 1 for t in history)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_a_finite_space_is_searched_to_its_end_where_no_model_can_be_fitted(monkeypatch, slots):
+    from tuner.searchers import surrogate
+    from tuner.searchers.fit import FitError
+
+    def refuse(*_, **__):
+        raise FitError("no fit")
+
+    monkeypatch.setattr(surrogate, "fit", refuse)
+    scheduler = begin("freeze-thaw", Few(9, 10), budget_ns=10_000, slots=slots)
+    scheduler.run()
+    assert scheduler.finished
+    assert [t.state for t in scheduler.history] == [TrialState.COMPLETED] * 7
+    notes = [t.note for t in scheduler.history if t.note]
+    # With eight slots all seven have begun before there is anything to fit.
+    assert bool(notes) == (slots < 7)

@@ -3,13 +3,26 @@
 import csv
 import doctest
 import itertools
+import math
 
+import numpy as np
 import pytest
 
 import tuner.space
 import tuner.study
-from tuner import Choice, Float, Int, SearchSpace, SpaceExhausted, Study, TrialState, tune
+from tuner import (
+    Choice,
+    Conditional,
+    Float,
+    Int,
+    SearchSpace,
+    SpaceExhausted,
+    Study,
+    TrialState,
+    tune,
+)
 from tuner.scheduler import TrainingBrokenError
+from tuner.trial import Trial
 
 SPACE = SearchSpace(lr=Float(1e-4, 1.0, log=True), layers=Int(2, 6), act=Choice(("relu", "gelu")))
 
@@ -119,8 +132,14 @@ def test_what_cannot_be_told_is_refused_and_the_trial_still_waits(arguments, mes
     [
         ({"searcher": "bayse"}, "did you mean 'bayes'"),
         ({"mode": "maximum"}, "mode"),
-        ({"budget_minutes": 0}, "positive"),
-        ({"budget_minutes": -2}, "positive"),
+        ({"budget_minutes": 0}, "more than 0 and less than 1e8, got 0"),
+        ({"budget_minutes": -2}, "got -2"),
+        ({"budget_minutes": math.inf}, "got inf"),
+        ({"budget_minutes": math.nan}, "got nan"),
+        ({"budget_minutes": 1e12}, r"got 1e\+12"),
+        ({"seed": -1}, "seed is a whole number from 0 up to 2\\^53, got -1"),
+        ({"seed": 2**63}, f"got {2**63}"),
+        ({"seed": 0.5}, "got 0.5"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused_before_a_file_is_made(tmp_path, arguments, message):
@@ -144,6 +163,65 @@ def test_a_file_of_another_study_is_refused_and_left_alone(tmp_path):
         with pytest.raises(ValueError, match="holds another study"):
             Study(**{"space": SPACE, "searcher": "random", "path": path, **changed})
     assert path.read_bytes() == before
+
+
+def test_numpys_numbers_are_as_good_as_pythons(tmp_path):
+    path = tmp_path / "study.sqlite"
+    space = {
+        "x": Float(np.float32(0.5), np.float64(2)),
+        "n": Int(np.int64(1), 3.0),
+        "c": Choice((np.int64(16), np.bool_(True), np.str_("a"))),
+        "m": Conditional(Int(1, 2), "c", (np.int64(16),)),
+    }
+    with Study(space, "random", np.int64(3), path) as study:
+        config = study.ask().config
+        assert {type(v) for v in config.values()} <= {float, int, bool, str, type(None)}
+    plain = {
+        "x": Float(0.5, 2.0),
+        "n": Int(1, 3),
+        "c": Choice((16, True, "a")),
+        "m": Conditional(Int(1, 2), "c", (16,)),
+    }
+    with Study(plain, "random", 3, path) as study:
+        assert study.trials[0].config == config
+
+
+@pytest.mark.parametrize(
+    "result", [{"score": None}, {"score": math.nan}, {"score": 0.5, "minutes": -1}]
+)
+def test_a_result_from_before_that_cannot_be_leaves_no_trial(result):
+    study = Study(SPACE, "random")
+    with pytest.raises(ValueError, match=r"a finite number, got|minutes are a number"):
+        study.add({"lr": 0.1, "layers": 4, "act": "gelu"}, **result)
+    assert study.trials == ()
+
+
+def test_a_study_goes_on_with_the_rungs_that_it_began_with(tmp_path):
+    path = tmp_path / "study.sqlite"
+    usual = {"space": SPACE, "searcher": "random+asha", "path": path, "max_epochs": 27}
+    Study(**usual).close()
+    for changed in ({"eta": 4}, {"min_epochs": 1}):
+        with pytest.raises(ValueError, match=r"\(eta, rungs\) \[3, 3, 9, 27\]"):
+            Study(**usual, **changed)
+    Study(**usual, eta=3, min_epochs=2).close()  # the same rungs
+    whole = {**usual, "searcher": "random", "path": tmp_path / "whole.sqlite"}
+    Study(**whole).close()
+    Study(**whole, eta=4).close()  # which compares nobody at rungs
+
+
+@pytest.mark.parametrize("before", [0.9, 0.1])
+def test_nothing_is_expected_of_a_result_from_before(before):
+    study = Study({"x": Float(0, 1)}, "random")
+    study.add({"x": 0.5}, before)
+    for number, confirms in ((1, None), (2, 1)):
+        trial = Trial(number, {"x": 0.25}, 0, 1, repeat=number - 1, confirms=confirms)
+        study._history.start(trial)
+        study.tell(number, score=0.8 - 0.1 * number)
+    if before == 0.9:
+        assert (study.best.number, study.expected_score) == (0, None)
+    else:
+        assert study.best.number == 1
+        assert study.expected_score.mean == pytest.approx(0.65)
 
 
 def test_what_is_told_together_is_kept_together_or_not_at_all(tmp_path):
@@ -311,7 +389,7 @@ def test_a_search_in_a_folder_goes_on_where_it_stopped(tmp_path):
 def test_tune_refuses_what_makes_no_sense(tmp_path):
     for arguments, message in (
         ({"max_epochs": 0}, "at least 1"),
-        ({"budget_minutes": 0}, "positive"),
+        ({"budget_minutes": 0}, "more than 0"),
         ({"searcher": "magic"}, "no searcher"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Results of earlier studies: which are taken over, that they cost nothing, and that they help."""
 
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -388,6 +389,35 @@ def test_tune_begins_with_earlier_studies_and_goes_on_with_them(tmp_path, old):
     ended = [t for t in first.trials if t.state.is_final]
     assert len(ended) > 10
     assert [again.trials[t.number] for t in ended] == ended
+
+
+def test_another_study_by_the_same_name_is_refused_and_the_same_one_elsewhere_is_not(tmp_path, old):
+    new = Study(SPACE, "random")
+    taken = new.add_from(old)
+    with Study(SPACE, "random", seed=1, path=old / "study.sqlite") as gone_on:
+        for waiting in gone_on.history.running:
+            gone_on.tell(waiting.number, score=0.1)
+    moved = tmp_path / "elsewhere" / "old"
+    moved.parent.mkdir()
+    old.rename(moved)
+    assert new.add_from(moved) == ()
+    with Study(SPACE, "random", seed=2, path=tmp_path / "2.sqlite") as other:
+        other.tell(other.ask().number, score=0.5)
+    old.mkdir()
+    (tmp_path / "2.sqlite").rename(old / "study.sqlite")
+    with pytest.raises(ValueError, match="is not the study 'old' whose results are here already"):
+        new.add_from(old)
+    assert new.trials == taken
+
+
+def test_a_search_goes_on_where_the_study_it_began_with_is_gone(tmp_path, old):
+    arguments = {"budget_minutes": 1e-4, "searcher": "random", "directory": tmp_path / "new"}
+    tune(value, SPACE, **arguments, warm_start=old)
+    shutil.rmtree(old)
+    again = tune(value, SPACE, **arguments, warm_start=[old, old / "study.sqlite"])
+    assert [t.source for t in again.trials].count("old") == 10
+    with pytest.raises(ValueError, match="there is no study at"):
+        tune(value, SPACE, **arguments, warm_start=tmp_path / "never")
 
 
 def test_what_is_no_other_study_is_refused(tmp_path, old):
