@@ -119,10 +119,15 @@ def importance(space: SearchSpace, trials: Iterable[Trial]) -> Importance | None
         return None
     scores = np.array([score for _, score in results])
     scores = np.maximum(scores, interesting_floor(scores.tolist()))
-    if np.ptp(scores) == 0:
+    spread = float(np.ptp(scores))
+    if not spread > 1e-12 * float(np.abs(scores).max()):  # equal, but for rounding
         return None
+    scores = (scores - scores.min()) / spread  # shares have no scale, and a forest's splits do
     order = np.random.default_rng(0).permutation(len(results))[:_MOST_IN_FOREST]
-    parts = _variances(space, [(results[i][0], float(scores[i])) for i in order])
+    try:
+        parts = _variances(space, [(results[i][0], float(scores[i])) for i in order])
+    except RuntimeError:  # a forest that split nowhere: "zero total variance"
+        return None
     total = sum(parts.values())
     if not total > 0:
         return None

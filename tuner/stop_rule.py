@@ -133,10 +133,11 @@ def check_stop(stop: str) -> None:
 def returned_ns(history: HistoryView, stop: str) -> int | None:
     """What a search that has ended left of its budget, where that buys another training, or 0.
 
-    None where it was not to end before its budget.
+    None where it was not to end before its budget, and where it was not the rule that ended it:
+    a finite space that has been tried out has nothing more to find.
     """
     left_ns, cost_ns = history.left_ns, training_ns(history)
-    if stop == "never" or left_ns is None or cost_ns is None:
+    if stop == "never" or history.is_exhausted or left_ns is None or cost_ns is None:
         return None
     return left_ns if left_ns >= cost_ns else 0
 

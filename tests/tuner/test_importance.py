@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,27 @@ def test_it_is_found_as_well_where_a_searcher_has_settled_on_its_best_values():
         for i, c in enumerate(ridge.space.from_unit(units))
     ]
     assert importance(ridge.space, trials).shares["learning_rate"] > 0.9
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e170])
+def test_shares_do_not_depend_on_the_scale_of_the_scores(scale):
+    pytest.importorskip("optuna")
+    ridge = make_landscape("ridge", 4)
+    trials = trials_on(ridge, 30)
+    scaled = [
+        replace(t, curve=tuple(o._replace(score=o.score * scale) for o in t.curve)) for t in trials
+    ]
+    shares = importance(ridge.space, trials).shares
+    assert importance(ridge.space, scaled).shares == pytest.approx(shares, abs=0.02)
+
+
+def test_scores_that_differ_by_rounding_say_nothing_of_any_knob():
+    pytest.importorskip("optuna")
+    values = [(x / 40, 0.7 * (1 + (x % 3) * 1e-16)) for x in range(40)]
+    assert len({score for _, score in values}) > 1
+    assert importance(PLAIN, plain(values)) is None
+    # Where no tree finds anything to split there is no variance to be shared.
+    assert importance(PLAIN, plain((0.5, i / 1e3) for i in range(20))) is None
 
 
 def test_nothing_is_claimed_where_nothing_matters():

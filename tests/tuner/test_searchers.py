@@ -2,8 +2,10 @@
 
 import copy
 import itertools
+import math
 import pickle
 import random
+import statistics
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
 from tuner.searchers.grid import lattice_size
 from tuner.searchers.known_start import KnownStart
 from tuner.space import Choice, Conditional, Float, Int, SearchSpace
+from tuner.study import Study
 from tuner.trial import Observation, Trial, TrialState
 
 MIXED = SearchSpace(
@@ -336,6 +339,43 @@ def test_scores_are_clamped_just_under_the_median_of_the_first():
     np.testing.assert_allclose(shown_scores(late, scores)[:4], [0.8, 0.6685, 0.9, 0.6685])
     # Where all are alike they are shown as they are.
     np.testing.assert_array_equal(shown_scores(np.full(3, 0.5), np.full(3, 0.5)), np.full(3, 0.5))
+
+
+def test_what_blew_up_among_the_first_does_not_hide_the_rest():
+    from tuner.searchers.surrogate import Data, not_blown
+
+    losses = -np.array([1e6, 0.9, 3e5, 8e7, 0.5, 0.4, 2e3, 0.45, 0.6, 0.7, 0.8])
+    np.testing.assert_array_equal(not_blown(losses)[:5], -np.array([0.9, 0.5, 0.4, 0.45, 0.6]))
+    shown = Data(np.zeros((11, 3)), losses, np.arange(11)).shown(11)
+    # Best -0.4, median -0.5 of those five: the floor is -0.5 - 0.15 * 0.1.
+    np.testing.assert_allclose(shown.min(), -0.515)
+    np.testing.assert_allclose(shown[[5, 7, 4]], [-0.4, -0.45, -0.5])
+    # While most have blown up nobody can say so, nor where there is no spread but by rounding.
+    np.testing.assert_array_equal(not_blown(losses[:4]), losses[:4])
+    ties = np.array([0.5, 0.5, 0.1, np.nextafter(0.5, 0)])
+    np.testing.assert_array_equal(not_blown(ties), ties)
+
+
+def test_bayes_finds_a_basin_where_most_of_the_space_blows_up():
+    space = SearchSpace(lr=Float(1e-4, 10.0, log=True), decay=Float(0.0, 1.0))
+
+    def gap(config):
+        return 4 * (math.log10(config["lr"] / 1e-4) / 5 - 0.22) ** 2 + (config["decay"] - 0.4) ** 2
+
+    def best_of(searcher, seed):
+        noise = np.random.default_rng(seed)
+        study = Study(space, searcher, seed=seed, mode="min")
+        for _ in range(30):
+            trial = study.ask()
+            exponent = math.log10(trial.config["lr"] / 1e-4) - 1.75
+            blown = 10 ** (3 + 1.2 * exponent + noise.random())
+            fine = 0.3 + gap(trial.config) + 0.002 * noise.standard_normal()
+            study.tell(trial.number, score=blown if exponent > 0 else fine)
+        return gap(study.best.config)
+
+    found = [best_of("bayes", seed) for seed in range(3)]
+    assert max(found) < 0.01
+    assert statistics.fmean(found) < 0.2 * statistics.fmean(best_of("random", s) for s in range(3))
 
 
 def fitted_posterior():

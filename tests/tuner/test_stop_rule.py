@@ -6,7 +6,8 @@ import pytest
 
 from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape
-from tests.helpers import RandomCosts
+from tests.helpers import RandomCosts, search
+from tests.tuner.entries import Few
 from tuner.budget import Budget, Kind
 from tuner.confirm import with_confirmations
 from tuner.entry import make_entry
@@ -163,6 +164,13 @@ def test_a_search_where_there_is_nothing_to_find_ends_and_stays_ended():
     trials = history.trials
     scheduler.run()
     assert history.trials == trials
+
+
+def test_a_space_that_was_tried_out_returns_nothing_by_this_rule():
+    scheduler = search(Few(3, 10), budget_ns=10**6)
+    scheduler.run()
+    assert scheduler.history.is_exhausted
+    assert returned_ns(scheduler.history, "auto") is None
 
 
 def test_confirmations_come_after_the_end():

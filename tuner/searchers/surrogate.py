@@ -35,6 +35,7 @@ START = 5
 A model of so few knows little, but its slopes point somewhere, where a draw points nowhere.
 """
 
+_BLOWN = 1000.0
 _CENTRES = 5  # of the local search
 _MOST_FITTED = 200  # data; the likelihood of more costs their cube and hardly moves its maximum
 
@@ -59,8 +60,7 @@ class Data:
     def shown(self, m: int) -> Array:
         """What the process is shown of the first m scores, m: see `shown_scores`."""
         latest = dict(zip(self.trials[:m].tolist(), self.scores[:m].tolist(), strict=True))
-        first = np.array(list(latest.values()))[:START]
-        return shown_scores(self.scores[:m], first)
+        return shown_scores(self.scores[:m], not_blown(np.array(list(latest.values())))[:START])
 
 
 class Surrogate:
@@ -305,6 +305,20 @@ def thinned(trials: NDArray[np.int64]) -> NDArray[np.intp]:
         count = len(each)
     kept = each[np.linspace(0, len(each) - 1, max(2, count)).round().astype(np.intp)]
     return np.flatnonzero(np.isin(trials, kept))
+
+
+def not_blown(scores: Array) -> Array:
+    """Those of n scores that did not blow up, in their order: all of them, but for losses.
+
+    A loss has no bound. Where most of the first trainings blew up their median says nothing of
+    what is usual: it may be a million, and all that did not would be shown as one. What lies a
+    thousand times as far under the best as the median of all has blown up.
+    """
+    best = float(np.max(scores))
+    spread = best - float(np.median(scores))
+    if not spread > 1e-12 * float(np.max(np.abs(scores))):
+        return scores
+    return scores[best - scores <= _BLOWN * spread]
 
 
 def shown_scores(scores: Array, first: Array) -> Array:
