@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.built
 
-.PHONY: setup race demo test torture lint check clean
+.PHONY: setup race demo test nightly torture lint check clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## the page, with races on landscapes
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+nightly: $(STAMP)  ## the tests, with those that are too long to be run each time
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nightly
 
 torture: $(STAMP)  ## the promises, put to the test for hours; writes benchmarks/torture.json
 	$(BIN)/python scripts/torture.py

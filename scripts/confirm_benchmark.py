@@ -25,13 +25,12 @@ from scripts.errors import plain_errors
 from scripts.figures import FOLDER, save
 from scripts.workers import count_cores
 from tuner.budget import Budget
-from tuner.confirm import chosen, expected_score, mean_score, modelled_score, with_confirmations
+from tuner.confirm import ScoreModel, chosen, expected_score, mean_score, with_confirmations
 from tuner.entry import make_entry
 from tuner.history import History, HistoryView
 from tuner.scheduler import Recorder, Scheduler
 from tuner.seeding import config_text, derive_seed
 from tuner.space import Config
-from tuner.trial import TrialState
 
 PLACES = ("cnn_sample_2d", "smooth@0.02", "bumpy@0.02", "flat@0.02", "smooth@0.005")
 CONFIRMED = (0, 3, 5)
@@ -122,30 +121,20 @@ def _measure(job: _Job) -> dict[str, Any]:
             continue
         name = f"confirm {confirm}" if confirm else "best score"
         found[name] = {"worth": worth(winner.config), "said": mean_score(history, winner)}
-        for by, expected in (
-            ("model", modelled_score(history, landscape.space)),
-            ("trainings", expected_score(history)),
-        ):
-            if expected is not None:
-                found[name][by] = [expected.mean, expected.sd]
-        if not confirm:
-            modelled = _by_posterior_mean(history, landscape, job.seed)
-            if modelled is not None:
-                found["posterior mean"] = {"worth": worth(modelled[0]), "said": modelled[1]}
+        by_trainings = expected_score(history)
+        if by_trainings is not None:
+            found[name]["trainings"] = [by_trainings.mean, by_trainings.sd]
+        if model := ScoreModel.of(history, landscape.space):
+            by_model = model.expected(winner)
+            found[name]["model"] = [by_model.mean, by_model.sd]
+            if not confirm and (preferred := model.preferred()):
+                by_model = model.expected(preferred)
+                found["posterior mean"] = {
+                    "worth": worth(preferred.config),
+                    "said": by_model.mean,
+                    "model": [by_model.mean, by_model.sd],
+                }
     return {**vars(job), "choices": found}
-
-
-def _by_posterior_mean(
-    history: HistoryView, landscape: Landscape, seed: int
-) -> tuple[Config, float] | None:
-    from tuner.searchers.bayes import BayesSearcher
-
-    configs = [t.config for t in history if t.state is TrialState.COMPLETED]
-    belief = BayesSearcher(landscape.space, seed).belief(history, configs)
-    if belief is None:
-        return None
-    best = int(np.argmax(belief.mean))
-    return configs[best], float(belief.mean[best])
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -19,10 +19,11 @@ from scripts.stopping import Stopper
 from scripts.workers import TrainingRequest, count_cores, start_workers
 from tuner.budget import to_minutes
 from tuner.confirm import (
+    KEPT_FOR_MODEL,
     Expected,
+    ScoreModel,
     chosen,
     expected_score,
-    modelled_score,
     with_confirmations,
 )
 from tuner.entry import Entry, make_entry
@@ -31,7 +32,7 @@ from tuner.page.assets import has_plotly
 from tuner.page.film import Scene
 from tuner.page.report_page import write_report
 from tuner.race import Race, Result, Run, enter
-from tuner.reader import RunRow
+from tuner.reader import RunRow, preferred_key
 from tuner.report import TEST_ACCURACY, Outcome, main_knobs, worth, write_files
 from tuner.runner import Runner
 from tuner.searchers import Searcher, make_searcher
@@ -150,7 +151,7 @@ def hold(
                 searcher,
                 runner,
                 policy=policy,
-                keep=request.confirm,
+                keep=request.confirm or KEPT_FOR_MODEL * _has_model(row.searcher, row.space),
                 is_replay=is_replay,
                 on_change=view,
             )
@@ -221,7 +222,7 @@ def _training_track(
 def _check_budget(race: Race) -> None:
     """Refuse a budget that does not buy one epoch; nothing has been trained yet."""
     for run in race.runs:
-        is_over = run.scheduler.next_epoch_ns is None  # nothing was left to try from the start
+        is_over = run.scheduler.next_ns is None  # nothing was left to try from the start
         if not run.scheduler.history.trained and not run.can_go_on and not is_over:
             raise ValueError(
                 f"the budget of {to_minutes(run.row.budget_ns or 0):g} minutes is too small: "
@@ -244,14 +245,7 @@ def finish(
 
     With `tests` winners of real training are tested.
     """
-    outcomes = [
-        replace(
-            _outcome(store, run, track, console, tests),
-            expected=_expected(run, request),
-            returned_ns=returned_ns(run.scheduler.history, request.stop),
-        )
-        for run in race.runs
-    ]
+    outcomes = [_outcome(store, run, track, request, console, tests) for run in race.runs]
     settings = {
         **vars(request),
         "device": track.device,
@@ -288,14 +282,26 @@ def finish(
         )
 
 
-def _outcome(store: Store, run: Run, track: Track, console: Console, tests: bool) -> Outcome:
+def _outcome(
+    store: Store, run: Run, track: Track, request: Request, console: Console, tests: bool
+) -> Outcome:
     """What a run came to; in real training its winner is tested, once, where it is to be."""
-    history, ledger = run.scheduler.history, run.scheduler.budget.ledger
-    best, row = chosen(history), run.row
+    history, row = run.scheduler.history, run.row
+    preferred, expected = _judged(run, request)
+    outcome = Outcome(
+        row,
+        history,
+        run.scheduler.budget.ledger,
+        test_score=None,
+        expected=expected,
+        returned_ns=returned_ns(history, request.stop),
+        preferred=preferred,
+    )
+    store.set_meta(preferred_key(row.id), preferred)
+    best = outcome.winner
     if track.landscape is not None:
         trainings = 1 if best is None else history.trainings(best.config)
-        value = worth(track.landscape, best, row.seed, trainings)
-        return Outcome(row, history, ledger, None, value)
+        return replace(outcome, value=worth(track.landscape, best, row.seed, trainings))
     mark, test_score = best.checkpoint if best is not None else None, None
     if mark is not None and mark.sha256 == row.tested:
         test_score = row.test_score
@@ -303,22 +309,33 @@ def _outcome(store: Store, run: Run, track: Track, console: Console, tests: bool
         try:
             test_score = track.pool.test(best)
             store.set_test_score(row.id, test_score, mark.sha256)
-            store.commit(force=True)
         except ValueError as error:  # the search itself is not lost for that
             say(console, f"{run.name} {row.seed}: {error}")
-    return Outcome(row, history, ledger, test_score)
+    store.commit(force=True)
+    return replace(outcome, test_score=test_score)
 
 
-def _expected(run: Run, request: Request) -> Expected | None:
-    """What another training of a run's winner may be expected to score.
+def _judged(run: Run, request: Request) -> tuple[int | None, Expected | None]:
+    """Which trial a model takes for a run's winner, and what another training of it may score.
 
-    By a model where the race has one, and loading it costs nothing; of the first seed alone, or
-    many runs would take long.
+    A model chooses where the searcher has one, and nothing was trained again to choose by. What is
+    expected is by the model where the race has one, and loading it costs nothing; of the first
+    seed alone where the choice does not need it, or many runs would take long.
     """
     history, row = run.scheduler.history, run.row
-    names = [Entry.parse(name).searcher for name in request.searchers]
-    searchers = [make_searcher(name, row.space, row.seed) for name in names]
-    by_model = None
-    if row.seed == request.seed and any(hasattr(s, "belief") for s in searchers):
-        by_model = modelled_score(history, row.space)
-    return by_model or expected_score(history)
+    has_model = _has_model(row.searcher, row.space)
+    # A model's network is made within the same minutes: what is kept back is by the best score.
+    chooses = has_model and not request.confirm and not request.model
+    is_first = row.seed == request.seed
+    if chooses or (is_first and any(_has_model(name, row.space) for name in request.searchers)):
+        model = ScoreModel.of(history, row.space)
+        preferred = model.preferred() if model and chooses else None
+        winner = preferred or chosen(history)
+        if model and winner:
+            expected = model.expected(winner) if is_first else expected_score(history)
+            return preferred and preferred.number, expected
+    return None, expected_score(history)
+
+
+def _has_model(entry: str, space: SearchSpace) -> bool:
+    return hasattr(make_searcher(Entry.parse(entry).searcher, space, 0), "belief")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,10 +21,12 @@ from tuner.fidelity import (
 )
 from tuner.history import History, HistoryView
 from tuner.seeding import config_text
-from tuner.space import SearchSpace
+from tuner.space import Config, SearchSpace
 from tuner.trial import Trial, TrialState
 
 _SLACK = 1.1  # of what is kept back: no training costs just what it did before
+KEPT_FOR_MODEL = 5
+"""How many completed trials' networks are kept where a model chooses the winner among them."""
 _MOST_DATA = 300  # for which a Gaussian process is fitted in a second or two
 
 
@@ -162,43 +164,77 @@ def expected_score(history: HistoryView) -> Expected | None:
     return Expected(_mean(mine), sd, len(mine), "trainings")
 
 
-def modelled_score(history: HistoryView, space: SearchSpace) -> Expected | None:
-    """Of the winner, by a Gaussian process on all full trainings; None where it cannot be had.
+class ScoreModel:
+    """A Gaussian process on all full trainings of a search, to judge its winner by."""
 
-    Its variance is the process's own there and, for the noise of another training and for what the
-    process has wrong, the mean square by which it is off for each of the better half of the scores
-    when that one is left out. The noise that was fitted is mostly less.
-    """
-    winner = chosen(history)
-    full = [t for t in history if t.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)]
-    if winner is None or len(full) > _MOST_DATA:
-        return None
-    import numpy as np
+    @classmethod
+    def of(cls, history: HistoryView, space: SearchSpace) -> ScoreModel | None:
+        """None where it cannot be had: of too few trainings, or too many."""
+        from tuner.searchers.fit import FitError
 
-    from tuner.searchers.bayes import has_model
-    from tuner.searchers.fit import FitError
-    from tuner.searchers.surrogate import Surrogate
-    from tuner.searchers.threads import one_thread
-
-    known = History(history.max_epochs, history.budget_ns)
-    for number, trial in enumerate(full):
-        known.restore(replace(trial, number=number))
-    if not has_model(known.view()):
-        return None
-    length = history.max_epochs or max(t.epoch for t in full)
-    surrogate = Surrogate(space)
-    data = surrogate.data(known.view(), length)
-    at = surrogate.points(space.to_unit([winner.config]), length, length)
-    with one_thread():
         try:
-            posterior = surrogate.posterior(data)
+            return cls(history, space)
         except FitError:
             return None
-        mean, sd = posterior.mean_sd(at)
-        off = posterior.left_out()[data.scores >= np.median(data.scores)]
-    trainings = sum(t.config == winner.config for t in full)
-    whole_sd = math.sqrt(sd[0] ** 2 + np.mean(off**2))
-    return Expected(float(mean[0]), whole_sd, trainings, "model")
+
+    def __init__(self, history: HistoryView, space: SearchSpace) -> None:
+        import numpy as np
+
+        from tuner.searchers.bayes import has_model
+        from tuner.searchers.fit import FitError
+        from tuner.searchers.surrogate import Surrogate
+        from tuner.searchers.threads import one_thread
+
+        full = [t for t in history if t.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)]
+        known = History(history.max_epochs, history.budget_ns)
+        for number, trial in enumerate(full):
+            known.restore(replace(trial, number=number))
+        if len(full) > _MOST_DATA or not has_model(known.view()):
+            raise FitError(f"{len(full)} trainings are too few to judge a winner by, or too many")
+        self._history, self._space = history, space
+        self._length = history.max_epochs or max(t.epoch for t in full)
+        self._surrogate = Surrogate(space)
+        data = self._surrogate.data(known.view(), self._length)
+        with one_thread():
+            self._posterior = self._surrogate.posterior(data)
+            off = self._posterior.left_out()[data.scores >= np.median(data.scores)]
+        self._off = math.sqrt(np.mean(off**2))
+
+    def preferred(self) -> Trial | None:
+        """The winner by its mean: of the few with the highest scores, whose networks are kept.
+
+        None where the best score seen is not a full training's, of which it knows nothing.
+        """
+        best = self._history.best
+        if best is None or best.state is not TrialState.COMPLETED:
+            return None
+        ended = [t for t in self._history.trained if t.state is TrialState.COMPLETED]
+        few = worth_keeping(self._history, ended, KEPT_FOR_MODEL)
+        means, _ = self._mean_sd([t.config for t in few])
+        return few[max(range(len(few)), key=means.__getitem__)]
+
+    def expected(self, winner: Trial) -> Expected:
+        """What another training of a winner may be expected to score.
+
+        Its variance is the process's own there and, for the noise of another training and for what
+        the process has wrong, the mean square by which it is off for each of the better half of
+        the scores when that one is left out. The noise that was fitted is mostly less.
+        """
+        (mean,), (sd,) = self._mean_sd([winner.config])
+        trainings = sum(
+            t.config == winner.config
+            for t in self._history
+            if t.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)
+        )
+        return Expected(mean, math.sqrt(sd**2 + self._off**2), trainings, "model")
+
+    def _mean_sd(self, configs: Sequence[Config]) -> tuple[list[float], list[float]]:
+        from tuner.searchers.threads import one_thread
+
+        units, length = self._space.to_unit(configs), self._length
+        with one_thread():
+            mean, sd = self._posterior.mean_sd(self._surrogate.points(units, length, length))
+        return mean.tolist(), sd.tolist()
 
 
 def worth_keeping(history: HistoryView, ended: Iterable[Trial], count: int) -> list[Trial]:

@@ -355,7 +355,7 @@ def _checkpoints(
             history.restore(trial)
             named |= {mark.name for mark in (trial.checkpoint, trial.midway) if mark}
         ended = [t for t in history.trained if t.state.is_final and t.score is not None]
-        winners = {t.number for t in worth_keeping(history, ended, keep)}
+        winners = {t.number for t in worth_keeping(history, ended, keep)} | {study.preferred(row)}
         for trial in history.trained:
             mark = trial.midway or trial.checkpoint
             if mark is None:
@@ -421,7 +421,8 @@ def _files(
         history = History(row.max_epochs, row.budget_ns)
         for trial in trials[row.id]:
             history.restore(trial)
-        outcomes.append(Outcome(row, history, study.budget(row).ledger, row.test_score))
+        ledger, preferred = study.budget(row).ledger, study.preferred(row)
+        outcomes.append(Outcome(row, history, ledger, row.test_score, preferred=preferred))
     sign = SIGNS.get(str(study.meta("mode")), 1.0)
     shown = [as_told(outcome, sign) for outcome in outcomes]
     differing = []

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether the budget is expected to buy another epoch, and the search wants one."""
+        """Whether the budget is expected to buy what comes next, if anything does."""
         return self.scheduler.can_go_on
 
 
@@ -135,7 +135,7 @@ class Race:
     def share_warm_up(self, device_ns: int) -> None:
         """Charge the start of the workers, in equal parts, to all runs that can still use them.
 
-        A run whose budget does not buy another epoch pays nothing (its winner may still have to
+        A run whose budget does not buy what comes next pays nothing (its winner may still have to
         be tested), and none pays more than it has.
         """
         users = [run for run in self.runs if run.can_go_on]

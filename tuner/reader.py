@@ -61,6 +61,11 @@ class RunRow:
     tested: str | None  # the SHA-256 of the checkpoint that has this test score
 
 
+def preferred_key(run: int) -> str:
+    """Under which a study keeps which trial a model of a run's scores chose."""
+    return f"preferred-{run}"
+
+
 class BusyError(ValueError):
     """A study cannot be read now, for somebody writes to it all the time."""
 
@@ -131,6 +136,17 @@ class StudyReader:
                     raise ValueError(f"trial {len(found)} is missing")
                 found.append(trial)
         return found
+
+    def preferred(self, run: RunRow) -> int | None:
+        """The number of the run's winner where a model of its scores chose it; else None."""
+        number = self.meta(preferred_key(run.id))
+        if number is None:
+            return None
+        with self._reading():
+            query = "SELECT number FROM trial WHERE run = ? AND number = ?"
+            if self._db.execute(query, (run.id, number)).fetchone() is None:
+                raise ValueError(f"run {run.id} prefers a trial {number!r}, which it has not")
+            return int(number)
 
     def budget(self, run: RunRow) -> Budget:
         """The run's pool with everything charged that was charged."""

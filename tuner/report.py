@@ -37,6 +37,8 @@ class Outcome:
         value: of the winner, on a landscape: its score without noise.
         expected: what another training of the winner may be expected to score; None where nobody
             knows.
+        preferred: the number of the trial that a model of the scores takes for the best; None where
+            the scores themselves say who wins.
         returned_ns: what a search that may end by itself left over; None where it may not.
     """
 
@@ -47,11 +49,12 @@ class Outcome:
     value: float | None = None
     expected: Expected | None = None
     returned_ns: int | None = None
+    preferred: int | None = None
 
     @property
     def winner(self) -> Trial | None:
         """The trial whose configuration a user should take."""
-        return chosen(self.history)
+        return chosen(self.history) if self.preferred is None else self.history[self.preferred]
 
 
 def best_so_far(history: HistoryView) -> list[tuple[int, float]]:
@@ -284,10 +287,17 @@ def how_soon(progress: dict[str, Any], searcher: str) -> str:
 
 
 def winner(outcomes: Sequence[Outcome]) -> tuple[Outcome, Trial] | None:
-    """The run whose winner has the highest mean score of all, and that; None without a score."""
+    """The run whose winner is the best of all, and that; None without a score.
+
+    By what is expected of each where that is known of all, for a lucky score beats the winner that
+    a model took for better than its own score; else by mean scores.
+    """
     found = [(o, o.winner) for o in outcomes]
     scored = [(o, t) for o, t in found if t is not None and t.score is not None]
-    return max(scored, key=lambda pair: mean_score(pair[0].history, pair[1])) if scored else None
+    expected = [o.expected.mean for o, _ in scored if o.expected is not None]
+    means = [mean_score(o.history, t) for o, t in scored]
+    ranked = expected if len(expected) == len(scored) else means
+    return scored[max(range(len(scored)), key=ranked.__getitem__)] if scored else None
 
 
 def write_files(

@@ -188,28 +188,33 @@ class Scheduler:
         return self._epoch_ns(None)
 
     @property
-    def next_epoch_ns(self) -> int | None:
-        """What the epoch that comes next is expected to cost; None where the search is over."""
+    def next_ns(self) -> int | None:
+        """What comes next is expected to cost at least; None where the search is over.
+
+        That is an epoch, but of a repeat the whole training.
+        """
         if broken_off := self._broken_off():
             return self._epoch_ns(broken_off)
         match self._policy.next_action(self._view):
             case Done():
                 return None
-            case Resume(number, _) | Repeat(number, _):
+            case Resume(number, _):
                 return self._epoch_ns(self.history[number])
+            case Repeat(number, until_epoch):
+                return self._whole(until_epoch) * self._epoch_ns(self.history[number])
             case _:
                 return self._epoch_ns(None)
 
     @property
     def can_go_on(self) -> bool:
-        """Whether the budget is expected to buy another epoch, and the search wants one."""
-        next_ns = self.next_epoch_ns
+        """Whether the budget is expected to buy what comes next, if anything does."""
+        next_ns = self.next_ns
         return next_ns is not None and self.budget.remaining_ns >= next_ns
 
     def pay_warm_up(self, device_ns: int) -> None:
         """Charge for the start of workers, as far as the budget goes.
 
-        A search whose budget does not buy another epoch pays nothing: it has no use for them.
+        A search whose budget does not buy what comes next pays nothing: it has no use for them.
         """
         if self.can_go_on:
             paid_ns = min(device_ns, self.budget.remaining_ns)
@@ -256,7 +261,7 @@ class Scheduler:
             self._recorder.charge({kind: self._late_ns(held_ns)}, None)
         self._recorder.commit()
         if self.finished:
-            reason = "the search ended" if self.next_epoch_ns is None else "budget spent"
+            reason = "the search ended" if self.next_ns is None else "budget spent"
             for trial in self.history.running:
                 self.history.update(trial.number, reason=reason)
             self._recorder.commit()
@@ -272,7 +277,7 @@ class Scheduler:
         The devices are given back with the last training. But where the driver, or the start of a
         worker, was so slow that what was left then buys an epoch no longer, they waited for it.
         """
-        left_ns, next_ns = self.budget.remaining_ns, self.next_epoch_ns
+        left_ns, next_ns = self.budget.remaining_ns, self.next_ns
         late_ns = held_ns - self.budget.spent_ns
         is_why = next_ns is not None and left_ns >= next_ns > left_ns - late_ns
         return min(late_ns, left_ns) if is_why else 0
@@ -362,10 +367,13 @@ class Scheduler:
 
         An unfinished training would say nothing of the final score.
         """
-        is_limited = self.history.max_epochs is not None
-        if self._affordable_epochs(trial) < (until_epoch if is_limited else 1):
+        if self._affordable_epochs(trial) < self._whole(until_epoch):
             return False
         return self._begin(trial.config, until_epoch, confirms=trial.number)
+
+    def _whole(self, until_epoch: int) -> int:
+        """How many epochs a whole training has at least, where it may say itself when it ends."""
+        return 1 if self.history.max_epochs is None else until_epoch
 
     def _begin(
         self, config: Config, until_epoch: int, *, note: str = "", confirms: int | None = None

@@ -122,7 +122,12 @@ def test_the_files_of_the_search_and_the_doctor_know_it(made):
 
 
 @pytest.mark.parametrize(
-    ("where", "stop"), [("", signal.SIGKILL), ("retrained", signal.SIGKILL), ("", signal.SIGINT)]
+    ("where", "stop"),
+    [
+        pytest.param("", signal.SIGKILL, marks=pytest.mark.nightly),
+        ("retrained", signal.SIGKILL),
+        pytest.param("", signal.SIGINT, marks=pytest.mark.nightly),
+    ],
 )
 def test_what_is_stopped_goes_on_to_the_model(tmp_path, real, stop, where):
     out = tmp_path / "run"

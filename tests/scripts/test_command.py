@@ -65,7 +65,14 @@ def test_confirmations_say_what_another_run_may_be_expected_to_give(tmp_path, sp
     assert run["expected_score"]["mean"] > run["best_score"] > 0
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.nightly),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.nightly),
+    ],
+)
 def test_what_is_stopped_goes_on_with_its_folder_alone(tmp_path, space, stop):
     out = tmp_path / "run"
     flags = ["--searchers", "random+asha", "--epochs", 4, "--min-epochs", 1, "--eta", 2]

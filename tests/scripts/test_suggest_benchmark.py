@@ -54,6 +54,7 @@ def test_suggest_refuses_in_one_line(tmp_path, capsys):
     assert "--sizes is numbers" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_startup_times_every_command(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     startup(minutes=3, repeats=1, out=tmp_path)

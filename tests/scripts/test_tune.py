@@ -96,15 +96,18 @@ def test_quiet_prints_only_the_result(tmp_path):
     assert result.stdout.splitlines()[0].startswith("searcher")
 
 
-def test_kills_of_the_driver_change_nothing_in_a_replay(tmp_path):
-    request = ["--searchers", "random,grid", "--seeds", 3, "--slots", 2, "--quiet"]
+@pytest.mark.parametrize(
+    ("seeds", "kills", "at_least"), [(1, 2, 1), pytest.param(3, 5, 3, marks=pytest.mark.nightly)]
+)
+def test_kills_of_the_driver_change_nothing_in_a_replay(tmp_path, seeds, kills, at_least):
+    request = ["--searchers", "random,grid", "--seeds", seeds, "--slots", 2, "--quiet"]
     request += ["--landscape", "smooth", "--budget-minutes", 1200]
     assert tune(*request, "--out", tmp_path / "twin").exit_code == 0
     out = tmp_path / "killed"
     process = start(*request, "--out", out)
     instants = random.Random(7)
     on_record = []
-    while len(on_record) < 5:
+    while len(on_record) < kills:
         # Not before there is more than the last one left: starting up takes longer than a replay
         # does for thousands of epochs, and a kill that finds nothing done shows nothing.
         while process.poll() is None and epochs_of(out) <= max(on_record, default=0):
@@ -120,7 +123,7 @@ def test_kills_of_the_driver_change_nothing_in_a_replay(tmp_path):
     assert process.returncode == 0, errors
     assert on_record == sorted(set(on_record))
     in_between = [count for count in on_record if 0 < count < epochs_of(out)]
-    assert len(in_between) >= 3  # where the machine is quick, the race ends before the fifth
+    assert len(in_between) >= at_least  # on a quick machine the race ends before the last
     for name in ("summary.json", "trials.csv", "curves.csv"):
         assert (out / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
 
@@ -215,8 +218,8 @@ def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
         (["--knob", "weight_decay=-1:1:log"], "low > 0"),
         (["--knob", "learning_rate=0.1"], "LOW:HIGH"),
         (["--knob", "dropout"], "NAME=LOW:HIGH"),
-        (["--budget-minutes", "0"], "more than 0, got 0"),
-        (["--budget-minutes", "-3"], "more than 0, got -3"),
+        (["--budget-minutes", "0"], "more than 0 and less than 1e8, got 0"),
+        (["--budget-minutes", "-3"], "more than 0 and less than 1e8, got -3"),
         (["--budget-minutes", "nan"], "more than 0"),
         (["--epochs", "0"], "--epochs is at least 1"),
         (["--seeds", "0"], "--seeds is at least 1"),
@@ -227,7 +230,7 @@ def test_a_second_driver_on_the_same_run_is_refused(tmp_path):
         (["--resume", "/nowhere"], "no study at /nowhere"),
         (["--seed", "10000000000000000000"], "--seed is a whole number"),
         (["--seed", "-1"], "--seed is a whole number"),
-        (["--budget-minutes", "1e300"], "at most 1e8"),
+        (["--budget-minutes", "1e300"], "less than 1e8"),
         (["--landscape", "smooth", "--epochs", "3"], "leave out --epochs"),
         (["--landscape", "smooth", "--data", "mnist"], "leave out --data"),
         (["--resume", "/nowhere", "--seeds", "3"], "leave out --seeds"),

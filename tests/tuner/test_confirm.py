@@ -16,10 +16,10 @@ from tests.tuner.entries import Few
 from tuner import Float, tune
 from tuner.budget import Budget
 from tuner.confirm import (
+    ScoreModel,
     chosen,
     expected_score,
     mean_score,
-    modelled_score,
     with_confirmations,
     worth_keeping,
 )
@@ -149,7 +149,8 @@ def test_a_model_expects_less_than_the_luckiest_of_equals():
     landscape = make_landscape("flat")
     scheduler = begin(landscape, budget_ns=round(20 * 90e9), count=0)
     scheduler.run()
-    found = modelled_score(scheduler.history, landscape.space)
+    history = scheduler.history
+    found = ScoreModel.of(history, landscape.space).expected(chosen(history))
     assert landscape.noise / 2 < found.sd < 2 * landscape.noise
     assert 0.85 - 4 * found.sd < found.mean < scheduler.history.best.score
     assert (found.by, found.trainings) == ("model", 1)

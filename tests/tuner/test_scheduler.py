@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from landscapes.replay_runner import ReplayRunner
 from tests.helpers import SPACE, RandomCosts, search
+from tests.tuner.entries import begin
 from tuner.budget import Budget, Kind
 from tuner.entry import make_entry
-from tuner.fidelity import FullFidelity
+from tuner.fidelity import FullFidelity, Repeat, Sample
 from tuner.history import History
 from tuner.race import enter
 from tuner.reader import RunRow
@@ -88,6 +89,28 @@ def test_what_goes_first_says_whether_the_rest_of_a_budget_is_worth_a_start(left
         run.scheduler.run()
         assert run.scheduler.finished
         assert run.recorder.budget.remaining_ns == left_ns
+
+
+class Repeats:
+    """Trains once, and then the same again as long as it lasts."""
+
+    def next_action(self, history):
+        return Repeat(0, 4) if history.own and history[0].state.is_final else Sample(4)
+
+
+@pytest.mark.parametrize(("left_ns", "wants"), [(39, False), (40, True)])
+def test_a_repeat_is_worth_a_start_where_the_rest_pays_for_all_of_it(left_ns, wants):
+    landscape = RandomCosts(4, 10, equal=True)
+    budget_ns = 40 + left_ns
+    scheduler = begin("random", landscape, budget_ns=budget_ns, policy=Repeats())
+    config = {"x": 0.1, "y": 0.5}
+    curve = tuple(Observation(e, 0.5, 10) for e in range(1, 5))
+    scheduler.history.adopt(Trial(0, config, 0, 4, TrialState.COMPLETED, curve))
+    scheduler._recorder.charge({Kind.TRAIN: 40}, 0)
+    assert scheduler.can_go_on == wants
+    scheduler.run()
+    assert scheduler.finished
+    assert len(scheduler.history) == 1 + wants
 
 
 class Killed(Exception):

@@ -155,7 +155,7 @@ def test_a_search_where_there_is_nothing_to_find_ends_and_stays_ended():
     scheduler.run()
     history, budget = scheduler.history, scheduler.budget
     assert scheduler.finished
-    assert scheduler.next_epoch_ns is None
+    assert scheduler.next_ns is None
     assert FIRST + _IN_A_ROW - 1 <= len(history) < 60
     assert budget.spent_ns == budget.ledger[Kind.TRAIN] == sum(t.device_ns for t in history)
     returned = returned_ns(history, "auto")

@@ -114,6 +114,7 @@ def kill(node, cluster):
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_killed_costs_one_epoch_and_no_node(cluster):
     study = search(trainings.killing, cluster, epochs=2, minutes=0.3)
     large = [t for t in study.trials if t.state is TrialState.FAILED]
@@ -122,6 +123,7 @@ def test_a_worker_that_is_killed_costs_one_epoch_and_no_node(cluster):
     assert any(t.state is TrialState.COMPLETED for t in study.trials)
 
 
+@pytest.mark.nightly
 def test_ctrl_c_reaches_every_node(tmp_path, cluster):
     timer = threading.Timer(4.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -142,6 +144,7 @@ def test_devices_that_are_not_there_are_refused(cluster):
             search(trainings.saving, cluster, **options)
 
 
+@pytest.mark.nightly
 def test_when_the_last_node_is_gone_the_search_ends_with_that(tmp_path, cluster):
     nodes = list(cluster.worker_nodes)
     seen = []
