@@ -298,6 +298,7 @@ def _outcome(
         preferred=preferred,
     )
     store.set_meta(preferred_key(row.id), preferred)
+    store.commit(force=True)
     best = outcome.winner
     if track.landscape is not None:
         trainings = 1 if best is None else history.trainings(best.config)
@@ -309,9 +310,9 @@ def _outcome(
         try:
             test_score = track.pool.test(best)
             store.set_test_score(row.id, test_score, mark.sha256)
+            store.commit(force=True)
         except ValueError as error:  # the search itself is not lost for that
             say(console, f"{run.name} {row.seed}: {error}")
-    store.commit(force=True)
     return replace(outcome, test_score=test_score)
 
 

@@ -128,6 +128,35 @@ def test_kills_of_the_driver_change_nothing_in_a_replay(tmp_path, seeds, kills, 
         assert (out / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
 
 
+def test_the_winner_of_a_search_with_a_model_is_its_choice_and_the_doctor_knows(tmp_path):
+    request = ["--landscape", "flat", "--searchers", "random,bayes", "--seeds", 5]
+    request += ["--budget-minutes", 30, "--quiet"]
+    assert tune(*request, "--out", tmp_path / "run").exit_code == 0
+    with (tmp_path / "run" / "trials.csv").open() as file:
+        scores = {
+            (row["searcher"], int(row["seed"]), int(row["trial"])): float(row["score"] or "-inf")
+            for row in csv.DictReader(file)
+        }
+    ranks = {"random": [], "bayes": []}
+    for run in summary_of(tmp_path / "run")["runs"]:
+        key = run["searcher"], run["seed"]
+        of_run = sorted((s for k, s in scores.items() if k[:2] == key), reverse=True)
+        ranks[run["searcher"]].append(of_run.index(scores[(*key, run["best_trial"])]))
+        assert run["best_score"] == of_run[0]
+    assert ranks["random"] == [0] * 5  # which has no model
+    assert max(ranks["bayes"]) in range(1, 5)  # of the best five, not always the luckiest
+    doctor = subprocess.run(
+        [sys.executable, SCRIPT.with_name("doctor.py"), tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (doctor.returncode, "warning" in doctor.stdout) == (0, False), doctor.stdout
+    before = summary_of(tmp_path / "run")
+    assert tune("--resume", tmp_path / "run", "--quiet").exit_code == 0
+    assert summary_of(tmp_path / "run") == before
+
+
 THINKING = ["--landscape", "smooth", "--searchers", "bayes", "--budget-minutes", 30, "--slots", 3]
 
 

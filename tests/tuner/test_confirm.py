@@ -13,9 +13,10 @@ from landscapes.replay_runner import ReplayRunner
 from landscapes.synthetic import make_landscape
 from tests.helpers import RandomCosts
 from tests.tuner.entries import Few
-from tuner import Float, tune
+from tuner import Float, SearchSpace, tune
 from tuner.budget import Budget
 from tuner.confirm import (
+    KEPT_FOR_MODEL,
     ScoreModel,
     chosen,
     expected_score,
@@ -154,6 +155,43 @@ def test_a_model_expects_less_than_the_luckiest_of_equals():
     assert landscape.noise / 2 < found.sd < 2 * landscape.noise
     assert 0.85 - 4 * found.sd < found.mean < scheduler.history.best.score
     assert (found.by, found.trainings) == ("model", 1)
+
+
+def worth_on_hill(x):
+    return 0.9 - 0.3 * (x - 0.5) ** 2
+
+
+def on_hill(seed, count=21):
+    """Trainings along a hill, with noise that is as large as what lies between its neighbours."""
+    noise = 0.02 * np.random.default_rng(seed).standard_normal(count)
+    xs = np.linspace(0, 1, count)
+    return history_of(*((x, worth_on_hill(x) + e, None) for x, e in zip(xs, noise, strict=True)))
+
+
+def test_a_model_prefers_the_top_of_a_hill_to_a_lucky_score():
+    found = []
+    for seed in range(20):
+        history = on_hill(seed)
+        preferred = ScoreModel.of(history, SearchSpace(x=Float(0.0, 1.0))).preferred()
+        # One of the few whose networks are kept.
+        best = sorted(history, key=lambda t: -t.score)[:KEPT_FOR_MODEL]
+        assert preferred in best
+        found.append((preferred, chosen(history)))
+    assert sum(one is not other for one, other in found) > 5
+    ours, luckiest = zip(*found, strict=True)
+    lost = [
+        0.9 - np.mean([worth_on_hill(t.config["x"]) for t in trials]) for trials in (ours, luckiest)
+    ]
+    assert lost[0] < 0.9 * lost[1]
+
+
+def test_a_model_says_nothing_of_a_winner_that_it_does_not_know():
+    space = SearchSpace(x=Float(0.0, 1.0))
+    assert ScoreModel.of(on_hill(0, count=4), space) is None  # too few to learn from
+    history = on_hill(0)
+    ahead = Trial(21, {"x": 0.3}, 0, 2, TrialState.PAUSED, (Observation(1, 0.99, 1),))
+    history.restore(ahead)
+    assert ScoreModel.of(history, space).preferred() is None
 
 
 # -- who is trained again, and the budget --------------------------------------------------------
