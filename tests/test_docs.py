@@ -59,6 +59,8 @@ def cut(line):
     most = _REAL_MINUTES
     if "--landscape" in line:
         most = _MOST_SIMULATED
+        if ".npz" in line:  # of a few short trainings, which would be repeated by the hundred
+            most = 0.5
     elif "--command" in line:
         most = _COMMAND_MINUTES
     elif "--resume" in line or "automl.py" in line:
@@ -92,7 +94,14 @@ def serve(folder):
     assert "http://127.0.0.1:" in output
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+LONG = ("automl", "compare", "gpu-box")  # real training by commands that other tests run too
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.nightly] if p.stem in LONG else []) for p in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_every_snippet_of_a_page_runs(checkout, page):
     for i, (language, text) in enumerate(blocks_of(page)):
         if "vizier" in text and importlib.util.find_spec("vizier") is None:

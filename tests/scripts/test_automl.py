@@ -182,6 +182,7 @@ def test_where_nothing_is_left_the_model_is_the_search_s_own(tmp_path, real, mon
     assert "as it is" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
+@pytest.mark.nightly
 def test_a_user_s_own_folders_of_images_become_a_model(tmp_path):
     sample = data.load("sample", tmp_path)
     for label, name in ((1, "trouser"), (7, "sneaker"), (8, "bag")):
