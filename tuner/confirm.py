@@ -203,12 +203,13 @@ class ScoreModel:
     def preferred(self) -> Trial | None:
         """The winner by its mean: of the few with the highest scores, whose networks are kept.
 
-        None where the best score seen is not a full training's, of which it knows nothing.
+        None where the best score seen is not a full training's, of which it knows nothing, and
+        where there are fewer than `enough_scores`: of a few it makes a landscape that is far off.
         """
         best = self._history.best
-        if best is None or best.state is not TrialState.COMPLETED:
-            return None
         ended = [t for t in self._history.trained if t.state is TrialState.COMPLETED]
+        if best not in ended or len(ended) < enough_scores(self._space):
+            return None
         few = worth_keeping(self._history, ended, KEPT_FOR_MODEL)
         means, _ = self._mean_sd([t.config for t in few])
         return few[max(range(len(few)), key=means.__getitem__)]
@@ -235,6 +236,11 @@ class ScoreModel:
         with one_thread():
             mean, sd = self._posterior.mean_sd(self._surrogate.points(units, length, length))
         return mean.tolist(), sd.tolist()
+
+
+def enough_scores(space: SearchSpace) -> int:
+    """How many full trainings a model needs before anything is concluded from it alone."""
+    return max(10, 2 * len(space)) + 5
 
 
 def worth_keeping(history: HistoryView, ended: Iterable[Trial], count: int) -> list[Trial]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tuner.confirm import training_ns
+from tuner.confirm import enough_scores, training_ns
 from tuner.fidelity import Action, Done, FidelityPolicy, Resume, Sample
 from tuner.history import History, HistoryView
 from tuner.naming import pick
@@ -64,7 +64,7 @@ class AutoStop:
         )
 
     def _fires(self, ended: Sequence[Trial], history: HistoryView) -> bool:
-        first = max(10, 2 * len(self._space)) + 5
+        first = enough_scores(self._space)
         checks, at = [], first
         while at <= len(ended):
             checks.append(at)

@@ -188,6 +188,10 @@ def test_a_model_prefers_the_top_of_a_hill_to_a_lucky_score():
 def test_a_model_says_nothing_of_a_winner_that_it_does_not_know():
     space = SearchSpace(x=Float(0.0, 1.0))
     assert ScoreModel.of(on_hill(0, count=4), space) is None  # too few to learn from
+    few = ScoreModel.of(on_hill(0, count=14), space)  # enough for that, and not to choose by
+    assert few.preferred() is None
+    assert few.expected(chosen(on_hill(0, count=14))).by == "model"
+    assert ScoreModel.of(on_hill(0, count=15), space).preferred() is not None
     history = on_hill(0)
     ahead = Trial(21, {"x": 0.3}, 0, 2, TrialState.PAUSED, (Observation(1, 0.99, 1),))
     history.restore(ahead)
