@@ -16,7 +16,7 @@ from scripts.racing import entry_for
 from scripts.stopping import stopping_signals
 from scripts.tuning import check_out, check_request, default_folder, entries, with_page
 from scripts.workers import describe_machine
-from tuner.budget import to_ns
+from tuner.budget import budget_ns
 from tuner.confirm import expected_score
 from tuner.files import CannotWriteError, write_atomically
 from tuner.page.assets import has_plotly
@@ -120,9 +120,9 @@ def search(
 
 
 def _rows(request: CommandRequest, space: SearchSpace) -> list[RunRow]:
-    budget_ns, seeds = to_ns(request.budget_minutes), range(request.seeds)
+    limit_ns, seeds = budget_ns(request.budget_minutes), range(request.seeds)
     return [
-        RunRow(0, name, request.seed + i, space, request.epochs, budget_ns, 0, None, None)
+        RunRow(0, name, request.seed + i, space, request.epochs, limit_ns, 0, None, None)
         for i in seeds
         for name in request.searchers
     ]

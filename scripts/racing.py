@@ -151,7 +151,7 @@ def hold(
                 searcher,
                 runner,
                 policy=policy,
-                keep=request.confirm or KEPT_FOR_MODEL * _has_model(row.searcher, row.space),
+                keep=request.confirm or KEPT_FOR_MODEL * _is_model_asked(row, request),
                 is_replay=is_replay,
                 on_change=view,
             )
@@ -287,7 +287,7 @@ def _outcome(
 ) -> Outcome:
     """What a run came to; in real training its winner is tested, once, where it is to be."""
     history, row = run.scheduler.history, run.row
-    preferred, expected = _judged(run, request)
+    preferred, expected = _judged(run, request, track)
     outcome = Outcome(
         row,
         history,
@@ -316,26 +316,38 @@ def _outcome(
     return replace(outcome, test_score=test_score)
 
 
-def _judged(run: Run, request: Request) -> tuple[int | None, Expected | None]:
+def _judged(run: Run, request: Request, track: Track) -> tuple[int | None, Expected | None]:
     """Which trial a model takes for a run's winner, and what another training of it may score.
 
-    A model chooses where the searcher has one, and nothing was trained again to choose by. What is
-    expected is by the model where the race has one, and loading it costs nothing; of the first
-    seed alone where the choice does not need it, or many runs would take long.
+    What is expected is by the model where the race has one, and loading it costs nothing; of the
+    first seed alone where the choice does not need it, or many runs would take long.
     """
     history, row = run.scheduler.history, run.row
-    has_model = _has_model(row.searcher, row.space)
-    # A model's network is made within the same minutes: what is kept back is by the best score.
-    chooses = has_model and not request.confirm and not request.model
+    chooses = _is_model_asked(row, request)
+
+    def is_there(trial: Trial) -> bool:  # a race that an older version began kept the best alone
+        mark = trial.checkpoint
+        return track.pool is None or bool(
+            mark and (track.pool.setup.directory / mark.name).exists()
+        )
+
     is_first = row.seed == request.seed
     if chooses or (is_first and any(_has_model(name, row.space) for name in request.searchers)):
         model = ScoreModel.of(history, row.space)
-        preferred = model.preferred() if model and chooses else None
+        preferred = model.preferred(is_there) if model and chooses else None
         winner = preferred or chosen(history)
         if model and winner:
             expected = model.expected(winner) if is_first else expected_score(history)
             return preferred and preferred.number, expected
     return None, expected_score(history)
+
+
+def _is_model_asked(row: RunRow, request: Request) -> bool:
+    """Whether a model chooses the run's winner: where nothing is trained again to choose by.
+
+    Nor where the winner becomes a model: what is kept back for that is by the best score.
+    """
+    return _has_model(row.searcher, row.space) and not request.confirm and not request.model
 
 
 def _has_model(entry: str, space: SearchSpace) -> bool:

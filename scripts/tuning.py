@@ -123,7 +123,9 @@ def check_request(request: Request | CommandRequest) -> None:
         raise ValueError(f"--confirm is at least 0, got {request.confirm}")
     if request.slots is not None and request.slots < 1:
         raise ValueError(f"--slots is at least 1, got {request.slots}")
-    checked_seed(request.seed, "--seed")
+    # 53 bits: what the readers of summary.json and the page can hold exactly.
+    checked_seed(request.seed, "--seed", bits=53)
+    checked_seed(request.seed + request.seeds - 1, "--seed, with all --seeds,", bits=53)
     budget_ns(request.budget_minutes, "--budget-minutes")
 
 

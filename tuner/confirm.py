@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from tuner.trial import Trial, TrialState
 _SLACK = 1.1  # of what is kept back: no training costs just what it did before
 KEPT_FOR_MODEL = 5
 """How many completed trials' networks are kept where a model chooses the winner among them."""
-_MOST_DATA = 300  # for which a Gaussian process is fitted in a second or two
+_MOST_DATA = 2_000  # of which a Gaussian process is made in a second or two
 
 
 class Confirming:
@@ -53,7 +53,10 @@ class Confirming:
         if history.max_epochs is None:  # that it is complete is seen when it is asked for one more
             left_ns -= history.mean_epoch_ns or 0
         in_flight = sum(t.state is TrialState.RUNNING for t in history.own)
-        best = [g[0] for g in sorted(groups, key=lambda g: _rank(g[0]))[: self._count]]
+        # One whose confirmation broke off cannot be confirmed: the next best takes its place.
+        broke = {t.confirms for t in history if t.confirms is not None and t.state.is_broken}
+        sound = [g for g in groups if g[0].number not in broke]
+        best = [g[0] for g in sorted(sound, key=lambda g: _rank(g[0]))[: self._count]]
         begun = {t.confirms for t in history}
         to_confirm = [t for t in best if t.number not in begun]
         if isinstance(action, Sample | Resume):
@@ -68,10 +71,10 @@ class Confirming:
         if to_confirm:
             certain = best[: max(0, self._count - in_flight)]
             to_repeat = [t for t in to_confirm if t in certain]
-        elif isinstance(action, Done):
+        elif isinstance(action, Done) or not best:
             return action
         else:
-            leader = min(groups, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
+            leader = min(sound, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
             to_repeat = [leader] if _all_are_back(best, history) else []
         for trial in to_repeat:
             if left_ns >= _overhead(history) * trial.device_ns:
@@ -133,7 +136,7 @@ class Expected:
     Attributes:
         mean: over its trainings, or of a Gaussian process on all of them.
         sd: how far off that may be: the standard error of the mean of its trainings, or by the
-            process, see `modelled_score`.
+            process, see `ScoreModel.expected`.
         trainings: how many the configuration had.
         by: `trainings` or `model`.
     """
@@ -200,17 +203,20 @@ class ScoreModel:
             off = self._posterior.left_out()[data.scores >= np.median(data.scores)]
         self._off = math.sqrt(np.mean(off**2))
 
-    def preferred(self) -> Trial | None:
+    def preferred(self, is_there: Callable[[Trial], bool] = lambda trial: True) -> Trial | None:
         """The winner by its mean: of the few with the highest scores, whose networks are kept.
 
-        None where the best score seen is not a full training's, of which it knows nothing, and
+        Of those, the ones of which `is_there` says that the network really is. None where the best
+        score seen is not of one of them, and so of a full training, of which alone it knows; and
         where there are fewer than `enough_scores`: of a few it makes a landscape that is far off.
         """
         best = self._history.best
         ended = [t for t in self._history.trained if t.state is TrialState.COMPLETED]
         if best not in ended or len(ended) < enough_scores(self._space):
             return None
-        few = worth_keeping(self._history, ended, KEPT_FOR_MODEL)
+        few = [t for t in worth_keeping(self._history, ended, KEPT_FOR_MODEL) if is_there(t)]
+        if best not in few:
+            return None
         means, _ = self._mean_sd([t.config for t in few])
         return few[max(range(len(few)), key=means.__getitem__)]
 

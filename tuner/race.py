@@ -163,11 +163,14 @@ class Result:
     trials: tuple[Trial, ...]
     charges: tuple[tuple[Costs, int | None], ...]
     clock: int
+    is_exhausted: bool
 
     @classmethod
     def of(cls, run: Run) -> Result:
         """Of a run that is finished."""
-        return cls(run.scheduler.history.trials, tuple(run.recorder.charges), run.recorder.clock)
+        history, recorder = run.scheduler.history, run.recorder
+        charges = tuple(recorder.charges)
+        return cls(history.trials, charges, recorder.clock, history.is_exhausted)
 
     def give_to(self, run: Run) -> None:
         """Record it as that of a run that has not begun; what both took over is there already."""
@@ -177,6 +180,9 @@ class Result:
         for costs, number in self.charges:
             run.recorder.charge(costs, number)
         run.recorder.read(self.clock)
+        if self.is_exhausted:
+            run.scheduler.history.is_exhausted = True
+            run.recorder.exhausted()
         run.scheduler.finished = True
         run.recorder.commit()
 

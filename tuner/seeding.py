@@ -9,17 +9,17 @@ from typing import SupportsIndex
 
 from tuner.space import Config
 
-_MOST_SEED = 1 << 53  # what JSON's readers can hold exactly
+_BITS = 63  # of a number that a study can keep
 
 
-def checked_seed(seed: SupportsIndex, name: str = "seed") -> int:
+def checked_seed(seed: SupportsIndex, name: str = "seed", bits: int = _BITS) -> int:
     """A study's seed as a plain int; ValueError, with its `name`, where it is none."""
     try:
         number = operator.index(seed)
     except TypeError:
         number = -1
-    if not 0 <= number < _MOST_SEED:
-        raise ValueError(f"{name} is a whole number from 0 up to 2^53, got {seed!r}")
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name} is a whole number from 0 up to 2^{bits}, got {seed!r}")
     return number
 
 

@@ -455,19 +455,30 @@ class SearchSpace(Mapping[str, Domain]):
         return [domain.grid(points_per_axis) for domain in self._domains.values()]
 
     def grid(self, points_per_axis: int) -> list[dict[str, Value]]:
-        """The full lattice over `axes`, the last knob running fastest.
+        """The full lattice over `axes`, the last knob running fastest."""
+        return list(self.lattice(points_per_axis))
+
+    def lattice(self, points_per_axis: int) -> Iterator[dict[str, Value]]:
+        """The same, one after another.
 
         A knob that is not there is None, once: the work goes with the configurations there are,
         not with the product of the axes.
         """
-        configs: list[dict[str, Value]] = [{}]
-        for name, axis in zip(self._domains, self.axes(points_per_axis), strict=True):
-            configs = [
-                {**config, name: value}
-                for config in configs
-                for value in (axis if self.is_there(name, config) else (None,))
-            ]
-        return configs
+        axes = dict(zip(self._domains, self.axes(points_per_axis), strict=True))
+        names, config = list(axes), dict[str, Value]()
+        values = [iter(axes[names[0]])]  # those that are left, of each knob down to one
+        while values:
+            name = names[len(values) - 1]
+            try:
+                config[name] = next(values[-1])
+            except StopIteration:
+                values.pop()
+                continue
+            if len(values) == len(names):
+                yield dict(config)
+            else:
+                below = names[len(values)]
+                values.append(iter(axes[below] if self.is_there(below, config) else (None,)))
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """A JSON object from which `from_json` makes an equal space."""

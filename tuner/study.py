@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ class Study:
         searcher: an entry, such as `bayes` or `tpe`.
         seed: of the searcher.
         path: an SQLite file that keeps the study; an existing one goes on, and must hold the
-            same space, searcher, seed and mode.
+            same space, searcher, seed, mode, max_epochs and rungs.
         mode: "max" where a higher score is better, "min" for a loss.
 
     Raises:
@@ -69,7 +70,9 @@ class Study:
         self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
         self.sign = pick(mode, SIGNS, "mode")
         # What makes no sense is refused before a file is made.
-        self.entry, self.seed = searcher, checked_seed(seed)
+        self.entry, self.seed, eta = searcher, checked_seed(seed), index(eta)
+        max_epochs = None if max_epochs is None else index(max_epochs)
+        min_epochs = None if min_epochs is None else index(min_epochs)
         self.searcher, self.policy = make_entry(
             searcher, self.space, self.seed, epochs=max_epochs, min_epochs=min_epochs, eta=eta
         )
@@ -99,7 +102,6 @@ class Study:
                     )
                 ]
                 store.set_meta("mode", mode)
-                store.set_meta("rungs", list(rungs))
             row = rows[0]
             mode_kept = store.meta("mode")
             kept = (row.space, row.searcher, row.seed, row.max_epochs, mode_kept, len(rows))
@@ -110,7 +112,9 @@ class Study:
                     f"is {kept}, and {asked} was asked for"
                 )
             rungs_kept = store.meta("rungs")
-            if rungs_kept is not None and rungs_kept != list(rungs):
+            if rungs_kept is None:  # of a study that an older version began
+                store.set_meta("rungs", list(rungs))
+            elif rungs_kept != list(rungs):
                 raise ValueError(
                     f"{path} holds a study with (eta, rungs) {rungs_kept}, and {list(rungs)} was "
                     "asked for: leave min_epochs and eta as they were"
@@ -181,7 +185,7 @@ class Study:
         final = pick(state.lower(), states, "state to tell")
         needs_score = final in (TrialState.COMPLETED, TrialState.STOPPED)
         score = None if score is None else float(score)
-        cost_ns = _cost_ns(minutes)
+        cost_ns = self._cost_ns(minutes)
         if needs_score and (score is None or not math.isfinite(score)):
             raise ValueError(
                 f"trial {number}: a {state} trial needs a finite score, got {score}; a training "
@@ -221,7 +225,7 @@ class Study:
         self.space.check(config)
         if score is None or not math.isfinite(score):
             raise ValueError(f"a score is a finite number, got {score}")
-        _cost_ns(minutes)
+        self._cost_ns(minutes)
         number = len(self._history)
         target = self._history.max_epochs or UNLIMITED
         repeat = self._history.trainings(config)
@@ -237,7 +241,8 @@ class Study:
 
         What fits into the space is taken, of all its runs: `tuner.warm_start` has the rules. Each
         trial has the earlier study's name as its `source`. Searchers learn from them and `best`
-        may be one of them. A study is taken over once: the next time nothing happens.
+        may be one of them. A study is taken over once: the next time nothing happens, even where
+        one of that name is not there any more.
 
         Args:
             earlier: a folder with a `study.sqlite`, or the file itself, which may be in use; or
@@ -248,10 +253,10 @@ class Study:
                 or nothing in it that fits; and which knob or range is off.
         """
         if not isinstance(earlier, EarlierStudy):
-            place = Path(earlier)
-            if not place.exists() and study_name(study_file(place)) in self._sources():
-                return ()  # it has served: a study goes on where an earlier one has been deleted
-            earlier = read_study(place)
+            path = study_file(Path(earlier))
+            if not path.exists() and study_name(path) in self._sources():
+                return ()
+            earlier = read_study(path)
             if self._store is not None and self._store.path.samefile(earlier.path):
                 raise ValueError(
                     f"{earlier.path} is this study itself, which knows its own results"
@@ -274,7 +279,7 @@ class Study:
             if not earlier.has(mine, self.space):
                 raise ValueError(
                     f"{earlier.path} is not the study {earlier.name!r} whose results are here "
-                    "already: they are told apart by that name; rename its folder"
+                    "already: they are told apart by that name; give it another"
                 )
             return Taken(earlier.name, (), {})
         first, length = len(self._history), self._history.max_epochs
@@ -283,6 +288,16 @@ class Study:
             self._history.adopt(trial)
         self._recorder.commit()
         return taken
+
+    def _cost_ns(self, minutes: float) -> int:
+        """Minutes that a trial took, in ns; ValueError where no trial can have taken them."""
+        spent = self.minutes_spent
+        if not 0 <= minutes < MOST_MINUTES - spent:
+            raise ValueError(
+                f"a trial's minutes are a number from 0 up, with the {spent:g} before them to 1e8, "
+                f"got {minutes}"
+            )
+        return to_ns(float(minutes))
 
     def _sources(self) -> set[str]:
         """The names of the studies whose results were taken over."""
@@ -401,10 +416,3 @@ class Study:
             seed=self.seed,
             on_change=on_change,
         )
-
-
-def _cost_ns(minutes: float) -> int:
-    """Device minutes that a trial took, in ns; ValueError where no trial can have taken them."""
-    if not 0 <= minutes < MOST_MINUTES:
-        raise ValueError(f"a trial's minutes are a number from 0 up to 1e8, got {minutes}")
-    return to_ns(float(minutes))

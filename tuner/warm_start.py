@@ -35,7 +35,8 @@ class EarlierStudy:
     def has(self, taken: Iterable[Trial], space: SearchSpace) -> bool:
         """Whether trials that were taken over from a study of this name can be from this one.
 
-        It may have gone on since, and may lie elsewhere now.
+        It may have gone on since, and may lie elsewhere now. Of a trial that had not ended the last
+        score may be another one now: Optuna's trials end with a score that they have not reported.
         """
         curves: dict[str, list[list[float]]] = {}
         for trial in (t for _, trials in self.runs for t in trials):
@@ -43,7 +44,8 @@ class EarlierStudy:
             curves.setdefault(config_text(space.completed(trial.config)), []).append(scores)
         return all(
             any(
-                scores[: trial.epoch] == [o.score for o in trial.curve]
+                scores[:settled] == [o.score for o in trial.curve[:settled]]
+                for settled in [trial.epoch - (trial.state is TrialState.STOPPED)]
                 for scores in curves.get(config_text(trial.config), ())
             )
             for trial in taken
@@ -123,6 +125,12 @@ def take_over(
     Raises ValueError where a study has nothing that can be taken over, and says why.
     """
     studies = list(studies)
+    for study in studies:
+        if study.name == ADDED:
+            raise ValueError(
+                f"the results of {study.path} could not be told from those that are added by hand, "
+                f"which are known as {ADDED!r}: give it another name"
+            )
     known = {*known, *(study.name for study in studies)}
     found = []
     for study in studies:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from tuner.history import HistoryView
@@ -87,15 +86,10 @@ class GridSearcher:
             cell = tuple(int(u * len(axis)) for u, axis in zip(unit, axes, strict=True))
             if cell not in seen:
                 seen.add(cell)
-                yield self._at(axes, cell)
-        for cell in itertools.product(*(range(len(axis)) for axis in axes)):
-            if cell not in seen:
-                yield self._at(axes, cell)
-
-    def _at(self, axes: list[list[Value]], cell: tuple[int, ...]) -> dict[str, Value]:
-        return self._space.pruned(
-            {n: axis[i] for n, axis, i in zip(self._space, axes, cell, strict=True)}
-        )
+                yield self._space.pruned(
+                    {n: axis[i] for n, axis, i in zip(self._space, axes, cell, strict=True)}
+                )
+        yield from self._space.lattice(points)  # those that came before are visited by now
 
 
 def lattice_size(space: SearchSpace, points: int) -> int:

@@ -308,11 +308,13 @@ def thinned(trials: NDArray[np.int64]) -> NDArray[np.intp]:
 
 
 def not_blown(scores: Array) -> Array:
-    """Those of n scores that did not blow up, in their order: all of them, but for losses.
+    """Those of n scores that did not blow up, in their order.
 
     A loss has no bound. Where most of the first trainings blew up their median says nothing of
     what is usual: it may be a million, and all that did not would be shown as one. What lies a
-    thousand times as far under the best as the median of all has blown up.
+    thousand times as far under the best as the median of all has blown up: so this can tell once
+    half of all have not. Of a search without noise that has converged it also drops the first
+    trials, whose median is as far from all that is still looked at.
     """
     best = float(np.max(scores))
     spread = best - float(np.median(scores))
