@@ -267,7 +267,11 @@ def finish(
     if has_plotly():
         start = request.shared_start
         scenes = [
-            Scene(o.row, o.history, o.ledger, True, o.test_score, o.value, start) for o in outcomes
+            Scene(
+                *(o.row, o.history, o.ledger, True, o.test_score, o.value, start),
+                winner=None if o.winner is None else o.winner.number,
+            )
+            for o in outcomes
         ]
         write_report(
             folder / "report.html",

@@ -355,7 +355,12 @@ def _checkpoints(
             history.restore(trial)
             named |= {mark.name for mark in (trial.checkpoint, trial.midway) if mark}
         ended = [t for t in history.trained if t.state.is_final and t.score is not None]
-        winners = {t.number for t in worth_keeping(history, ended, keep)} | {study.preferred(row)}
+        preferred = None
+        try:
+            preferred = study.preferred(row)
+        except ValueError as error:
+            yield Finding(Severity.WARNING, str(error), "--resume chooses again")
+        winners = {t.number for t in worth_keeping(history, ended, keep)} | {preferred}
         for trial in history.trained:
             mark = trial.midway or trial.checkpoint
             if mark is None:
@@ -373,7 +378,7 @@ def _checkpoints(
                     )
                 yield Finding(Severity.DAMAGE, f"{who} {problem}", advice)
             elif problem and problem != "is missing":
-                yield Finding(Severity.NOTE, f"{who} {problem}", "nobody needs it any more")
+                yield Finding(Severity.NOTE, f"{who} {problem}", "the winner does not need it")
     orphans = [p.name for p in place.glob("*") if p.suffix in _SUFFIXES and p.name not in named]
     if orphans:
         what = f"{len(orphans)} checkpoint(s) that no row names, such as {sorted(orphans)[0]}"
@@ -421,7 +426,9 @@ def _files(
         history = History(row.max_epochs, row.budget_ns)
         for trial in trials[row.id]:
             history.restore(trial)
-        ledger, preferred = study.budget(row).ledger, study.preferred(row)
+        ledger, preferred = study.budget(row).ledger, None
+        with suppress(ValueError):  # which was said with the checkpoints
+            preferred = study.preferred(row)
         outcomes.append(Outcome(row, history, ledger, row.test_score, preferred=preferred))
     sign = SIGNS.get(str(study.meta("mode")), 1.0)
     shown = [as_told(outcome, sign) for outcome in outcomes]

@@ -126,6 +126,7 @@ def run_summary(outcome: Outcome, sign: float = 1.0) -> dict[str, Any]:
         "states": dict(sorted(Counter(t.state.name for t in trained).items())),
         "best_score": None if best is None or best.score is None else sign * best.score,
         "best_trial": None if winner is None else winner.number,
+        "best_trial_score": None if winner is None or winner.score is None else sign * winner.score,
         "best_config": None if winner is None else dict(winner.config),
         "expected_score": None
         if expected is None

@@ -230,13 +230,14 @@ def _run_table(summary: dict[str, Any], measure: str) -> Table:
         table.add_column(title, overflow="fold" if title == "best setting" else "ellipsis")
     for run in summary["runs"]:
         reward = run["value"] if summary["landscape"] else run["test_score"]
-        both = run["best_score"] is not None and reward is not None
+        score = run["best_trial_score"]
+        both = score is not None and reward is not None
         table.add_row(
             _cell(run["searcher"]),
             str(run["trials"]),
-            _score(run["best_score"]),
+            _score(score),
             _score(reward),
-            _gap(run["best_score"] - reward if both else None),
+            _gap(score - reward if both else None),
             f"{run['minutes_spent']:.3f}",
             "–" if run["best_config"] is None else _cell(describe(run["best_config"]), None),
         )

@@ -119,7 +119,7 @@ def test_whatever_searches_gives_a_training_what_is_there(searcher):
 def test_a_race_of_networks_draws_what_is_there(tmp_path):
     """One layer has nothing to grow; the pictures and the page have places for both."""
     flags = ["--knobs", "layers,growth", "--knob", "layers=1:2", "--epochs", 1, "--slots", 1]
-    flags += ["--searchers", "random", "--budget-minutes", 0.15, "--seed", 1, "--device", "cpu"]
+    flags += ["--searchers", "random", "--budget-minutes", 0.25, "--seed", 1, "--device", "cpu"]
     result = tune_py(*flags, "--quiet", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     with open(tmp_path / "run" / "trials.csv", newline="") as file:

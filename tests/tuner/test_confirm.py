@@ -25,7 +25,7 @@ from tuner.confirm import (
     worth_keeping,
 )
 from tuner.entry import make_entry
-from tuner.fidelity import FullFidelity
+from tuner.fidelity import Done, FullFidelity, Repeat
 from tuner.history import History
 from tuner.race import enter
 from tuner.report import Outcome, run_summary, worth
@@ -198,6 +198,16 @@ def test_a_model_says_nothing_of_a_winner_that_it_does_not_know():
     assert ScoreModel.of(history, space).preferred() is None
 
 
+def test_a_model_chooses_no_network_that_is_not_there():
+    """As in a race that an older version began, which kept the best alone."""
+    models = [ScoreModel.of(on_hill(seed), SearchSpace(x=Float(0.0, 1.0))) for seed in range(20)]
+    model = next(m for m in models if m.preferred() is not m._history.best)
+    preferred, best = model.preferred(), model._history.best
+    assert model.preferred(lambda trial: trial is not preferred) not in (None, preferred)
+    assert model.preferred(lambda trial: trial is best) is best
+    assert model.preferred(lambda trial: trial is not best) is None
+
+
 # -- who is trained again, and the budget --------------------------------------------------------
 
 
@@ -275,6 +285,22 @@ def test_a_space_that_is_exhausted_leaves_minutes_to_confirm_its_best_with(name,
     best = sorted(searched, key=lambda t: -t.score)[:2]
     assert {t.confirms for t in history} - {None} == {t.number for t in best}
     assert len(history) == 7 + 2  # it ended by itself
+
+
+def test_what_breaks_when_it_is_confirmed_gives_its_place_to_the_next():
+    policy = with_confirmations(FullFidelity(), 2)
+    rows = [(0.1, 0.9, None), (0.2, 0.8, None), (0.3, 0.7, None), (0.4, 0.6, None)]
+
+    def action(*more):
+        history = history_of(*rows, *more)
+        history.budget_ns, history.is_exhausted = 10**6, True
+        return policy.next_action(history.view())
+
+    assert action() == Repeat(0, 1)
+    assert action((0.1, None, 0)) == Repeat(1, 1)
+    assert action((0.1, None, 0), (0.2, 0.75, 1)) == Repeat(2, 1)
+    assert action((0.1, None, 0), (0.2, 0.75, 1), (0.3, 0.7, 2)) == Done()
+    assert action(*((x, None, i) for i, (x, *_) in enumerate(rows))) == Done()
 
 
 @pytest.mark.parametrize("name", ["random", "random+asha", "hyperband"])

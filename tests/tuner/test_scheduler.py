@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from landscapes.replay_runner import ReplayRunner
 from tests.helpers import SPACE, RandomCosts, search
-from tests.tuner.entries import begin
+from tests.tuner.entries import Few, begin
 from tuner.budget import Budget, Kind
 from tuner.entry import make_entry
 from tuner.fidelity import FullFidelity, Repeat, Sample
 from tuner.history import History
-from tuner.race import enter
+from tuner.race import Result, enter
 from tuner.reader import RunRow
 from tuner.runner import Event, EventKind
 from tuner.scheduler import MAX_FAULTS, Recorder, Scheduler, TrainingBrokenError, mark_interrupted
@@ -510,3 +510,36 @@ def test_time_that_the_driver_took_from_the_last_epochs_is_charged_as_search():
     assert scheduler.budget.ledger[Kind.TRAIN] == 20
     assert scheduler.budget.ledger[Kind.SEARCH] == 75  # the devices waited for it until then
     assert scheduler.budget.remaining_ns == 5  # which buys no epoch
+
+
+def test_what_a_run_in_another_process_came_to_is_taken_over_whole(tmp_path):
+    landscape, ends = Few(4, 50), []
+    for name in ("alone", "elsewhere"):
+        store = Store(tmp_path / f"{name}.sqlite", create=True)
+        row = store.add_run("random", 0, landscape.space, 4, 10**6)
+        store.commit()
+        searcher = make_searcher("random", landscape.space, 0)
+        run = enter(
+            store, row, searcher, ReplayRunner(landscape, 0), is_replay=True, on_change=lambda: None
+        )
+        if name == "alone":
+            run.scheduler.run()
+        else:
+            there = enter(
+                None,
+                row,
+                searcher,
+                ReplayRunner(landscape, 0),
+                is_replay=True,
+                on_change=lambda: None,
+            )
+            there.scheduler.run()
+            Result.of(there).give_to(run)
+        history = run.scheduler.history
+        ends.append((history.trials, history.is_exhausted, run.scheduler.budget.ledger))
+        store.close()
+        store = Store(tmp_path / f"{name}.sqlite", create=False)
+        ends[-1] += (store.history(row).trials, store.meta("exhausted-1"), store.budget(row).ledger)
+        store.close()
+    assert ends[0] == ends[1]
+    assert ends[0][1] is ends[0][4] is True

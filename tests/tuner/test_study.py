@@ -4,6 +4,8 @@ import csv
 import doctest
 import itertools
 import math
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -137,7 +139,7 @@ def test_what_cannot_be_told_is_refused_and_the_trial_still_waits(arguments, mes
         ({"budget_minutes": math.inf}, "got inf"),
         ({"budget_minutes": math.nan}, "got nan"),
         ({"budget_minutes": 1e12}, r"got 1e\+12"),
-        ({"seed": -1}, "seed is a whole number from 0 up to 2\\^53, got -1"),
+        ({"seed": -1}, "seed is a whole number from 0 up to 2\\^63, got -1"),
         ({"seed": 2**63}, f"got {2**63}"),
         ({"seed": 0.5}, "got 0.5"),
     ],
@@ -173,16 +175,18 @@ def test_numpys_numbers_are_as_good_as_pythons(tmp_path):
         "c": Choice((np.int64(16), np.bool_(True), np.str_("a"))),
         "m": Conditional(Int(1, 2), "c", (np.int64(16),)),
     }
-    with Study(space, "random", np.int64(3), path) as study:
+    lengths = {"max_epochs": np.int64(9), "min_epochs": np.int64(1), "eta": np.int64(3)}
+    with Study(space, "random", np.int64(3), path, **lengths) as study:
         config = study.ask().config
         assert {type(v) for v in config.values()} <= {float, int, bool, str, type(None)}
+    Study(space, "random+asha", path=tmp_path / "asha.sqlite", **lengths).close()
     plain = {
         "x": Float(0.5, 2.0),
         "n": Int(1, 3),
         "c": Choice((16, True, "a")),
         "m": Conditional(Int(1, 2), "c", (16,)),
     }
-    with Study(plain, "random", 3, path) as study:
+    with Study(plain, "random", 3, path, max_epochs=9) as study:
         assert study.trials[0].config == config
 
 
@@ -204,9 +208,32 @@ def test_a_study_goes_on_with_the_rungs_that_it_began_with(tmp_path):
         with pytest.raises(ValueError, match=r"\(eta, rungs\) \[3, 3, 9, 27\]"):
             Study(**usual, **changed)
     Study(**usual, eta=3, min_epochs=2).close()  # the same rungs
+    with closing(sqlite3.connect(path)) as db, db:  # as an older version left it
+        db.execute("DELETE FROM meta WHERE key = 'rungs'")
+    Study(**usual, min_epochs=1).close()
+    with pytest.raises(ValueError, match=r"\(eta, rungs\) \[3, 1, 3, 9, 27\]"):
+        Study(**usual)
     whole = {**usual, "searcher": "random", "path": tmp_path / "whole.sqlite"}
     Study(**whole).close()
     Study(**whole, eta=4).close()  # which compares nobody at rungs
+
+
+def test_a_study_is_opened_again_with_any_seed_that_it_could_be_made_with(tmp_path):
+    for seed in (0, 2**53, 2**63 - 1):
+        path = tmp_path / f"{seed}.sqlite"
+        with Study(SPACE, "random", seed, path) as study:
+            config = study.ask().config
+        with Study(SPACE, "random", seed, path) as study:
+            assert (study.trials[0].config, study.seed) == (config, seed)
+
+
+def test_minutes_that_a_study_cannot_add_up_are_refused_and_the_trial_still_waits(tmp_path):
+    with Study(SPACE, "random", path=tmp_path / "study.sqlite") as study:
+        study.tell(study.ask().number, score=0.5, minutes=9e7)
+        number = study.ask().number
+        with pytest.raises(ValueError, match="with the 9e\\+07 before them to 1e8"):
+            study.tell(number, score=0.5, minutes=9e7)
+        study.tell(number, score=0.5, minutes=1)
 
 
 @pytest.mark.parametrize("before", [0.9, 0.1])

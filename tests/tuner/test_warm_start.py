@@ -410,9 +410,17 @@ def test_another_study_by_the_same_name_is_refused_and_the_same_one_elsewhere_is
     assert new.trials == taken
 
 
+def test_what_cannot_be_told_from_results_that_are_added_by_hand_is_refused(tmp_path, old):
+    old.rename(tmp_path / "added")
+    with pytest.raises(ValueError, match="which are known as 'added': give it another name"):
+        Study(SPACE, "random").add_from(tmp_path / "added")
+
+
 def test_a_search_goes_on_where_the_study_it_began_with_is_gone(tmp_path, old):
     arguments = {"budget_minutes": 1e-4, "searcher": "random", "directory": tmp_path / "new"}
     tune(value, SPACE, **arguments, warm_start=old)
+    (old / "study.sqlite").unlink()
+    assert len(tune(value, SPACE, **arguments, warm_start=old).trials) > 10
     shutil.rmtree(old)
     again = tune(value, SPACE, **arguments, warm_start=[old, old / "study.sqlite"])
     assert [t.source for t in again.trials].count("old") == 10

@@ -17,7 +17,11 @@ from tuner.trial import Trial, TrialState
 
 @dataclass(frozen=True)
 class Scene:
-    """One run at one moment; `shared_start` is how many first trials all searchers share."""
+    """One run at one moment.
+
+    `shared_start` is how many first trials all searchers share, `winner` the number of the trial
+    that was chosen and tested, once that is known.
+    """
 
     row: RunRow
     history: HistoryView
@@ -26,6 +30,7 @@ class Scene:
     test_score: float | None = None
     value: float | None = None
     shared_start: int = 0
+    winner: int | None = None
 
 
 class ByHand(enum.Enum):
@@ -128,6 +133,7 @@ def run_frame(scene: Scene) -> dict[str, Any]:
         "ledger": {kind.value: to_minutes(ns) for kind, ns in scene.ledger.items()},
         "test_score": scene.test_score,
         "value": scene.value,
+        "winner": scene.winner,
     }
 
 

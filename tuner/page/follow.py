@@ -218,6 +218,7 @@ class Follow:
                 run.get("test_score"),
                 run.get("value"),
                 request.get("shared_start", 0),
+                run.get("best_trial"),
             )
             for (row, history, ledger), run in zip(loaded, runs, strict=True)
         ]

@@ -323,6 +323,21 @@ def test_what_fits_is_taken_over_once_and_costs_nothing():
     assert len(study.trials) == len(inside)
 
 
+def test_a_study_that_goes_on_is_still_the_one_that_was_taken_over():
+    theirs, study = optuna.create_study(direction="maximize"), Study(SPACE, max_epochs=3)
+    running = theirs.ask(SHOWN)
+    running.report(0.3, 1)
+    running.report(0.35, 2)
+    assert len(take_over(study, theirs).trials) == 1
+    theirs.tell(running, 0.9)  # a score that it has not reported, in the place of the last
+    theirs.tell(theirs.ask(SHOWN), 0.5)
+    assert len(take_over(study, theirs).trials) == 0
+    other = optuna.create_study(direction="maximize", study_name=theirs.study_name)
+    other.tell(other.ask(SHOWN), 0.5)
+    with pytest.raises(ValueError, match="is not the study"):
+        take_over(study, other)
+
+
 def test_losses_come_over_as_losses_and_never_as_scores():
     earlier = a_finished_study(direction="minimize")
     study = Study(SPACE, "random", mode="min")

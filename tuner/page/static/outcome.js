@@ -105,16 +105,20 @@ const Outcome = (() => {
       Film.toldText(film, incumbent?.score ?? null),
       incumbent === null ? "—" : Film.configText(film.knobs, incumbent.trial.config),
       Film.amount(film, spent.total),
-      isOver ? finalText(run, film.landscape) : "—",
+      isOver ? finalText(run, film.landscape, incumbent) : "—",
     ];
     for (const text of cells) element.insertCell().textContent = text;
     return element;
   }
 
-  function finalText({ test_score: testScore, value }, landscape) {
+  /** What the winner was worth, and which it is where it is not the one with the best score. */
+  function finalText({ test_score: testScore, value, winner }, landscape, incumbent) {
     const known = [];
     if (testScore !== null) known.push(`${Film.scoreText(testScore)} on test`);
     if (value !== null) known.push(`${Film.scoreText(value)} ${landscape?.measure ?? ""}`);
+    if (known.length && winner !== null && winner !== incumbent?.trial.number) {
+      known.push(`of trial ${winner}, which was chosen`);
+    }
     return known.join(", ") || "—";
   }
 
