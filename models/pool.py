@@ -22,7 +22,6 @@ from models.layout import (
     write_cache,
 )
 from tuner.trial import Trial
-from tuner.workers.devices import count_cores
 from tuner.workers.messages import send
 from tuner.workers.pool import PooledWorker, Setup, WorkerPool
 
@@ -56,6 +55,37 @@ class TrainingSetup(Setup):
         }
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How trainings are laid out on a device, and how quick that was measured to be.
+
+    Attributes:
+        timings: of what might have been best, measured now or by an earlier pool.
+        step_ns: device time of one step of all trials of the layout.
+        batches: of an epoch of the default recipe.
+    """
+
+    layout: Layout
+    timings: tuple[Timing, ...]
+    step_ns: int
+    batches: int
+
+    @property
+    def epoch_ns(self) -> int:
+        """A trial's share of the device time in which the default recipe trains an epoch."""
+        return self.step_ns * self.batches // self.layout.slots
+
+    @property
+    def alone(self) -> Timing | None:
+        """The best for a trial that has the device to itself, where that was measured."""
+        return alone(self.timings)
+
+    @property
+    def alone_epoch_ns(self) -> int | None:
+        """What that epoch would cost such a trial."""
+        return None if self.alone is None else self.alone.step_ns * self.batches
+
+
 class TrainingPool(WorkerPool):
     """Workers that train CNNs.
 
@@ -72,21 +102,13 @@ class TrainingPool(WorkerPool):
         super().__init__(setup)
         self._wanted_slots = setup.slots
         self._layout, self._cache = layout, cache
-        self.timings: list[Timing] = []
-        """What was measured, now or by an earlier pool."""
-        self._step_ns, self._batches = 1, 1
+        self._timings: list[Timing] = []
+        self._batches = 1
         self._mishap = ""  # how a worker died of being measured
-
-    @property
-    def layout(self) -> Layout:
-        """How trainings are laid out on each device, once the pool is started."""
-        if self._layout is None:
-            raise ValueError("the pool's layout is chosen when it is started")
-        return self._layout
 
     def start(self) -> int:
         """Start all workers, and choose a layout; the device time that took, in ns."""
-        began, busy = time.monotonic_ns(), os.getloadavg()[0] > count_cores() / 2
+        began, busy = time.monotonic_ns(), os.getloadavg()[0] > self.setup.core_count / 2
         self.spawn_all(self._first_layout.workers)
         self.wait_until_ready()
         if self._layout is None:
@@ -104,7 +126,7 @@ class TrainingPool(WorkerPool):
                 f"{self._layout} does not fit into the memory of {', '.join(self.setup.devices)}; "
                 f"ask for fewer trials at once with --slots{self._mishap}"
             )
-        self._step_ns = step_ns
+        self.pace = Pace(self._layout, tuple(self._timings), step_ns, self._batches)
         return (time.monotonic_ns() - began) * len(self.setup.devices)
 
     @property
@@ -118,7 +140,7 @@ class TrainingPool(WorkerPool):
     def _widest(self) -> Layout:
         """As many processes as any layout that may be chosen has."""
         if self.setup.devices[0] == "cpu":
-            return Layout(self._wanted_slots or count_cores())
+            return Layout(self._wanted_slots or self.setup.core_count)
         return Layout(1)
 
     def _rank(self, worker: PooledWorker) -> int:
@@ -130,17 +152,17 @@ class TrainingPool(WorkerPool):
 
         While others are `busy` on the cores, what is measured there says nothing: the simplest.
         """
-        cores, ready, device = count_cores(), self.workers[0].ready, self.setup.devices[0]
+        cores, ready, device = self.setup.core_count, self.workers[0].ready, self.setup.devices[0]
         key = cache_key(str(ready["device"]), cores, ready["image"])
         slots, cache = self._wanted_slots, self._cache if self._wanted_slots is None else None
-        self.timings = [] if cache is None else read_cache(cache, key)
-        if not self.timings and busy and device == "cpu":
+        self._timings = [] if cache is None else read_cache(cache, key)
+        if not self._timings and busy and device == "cpu":
             return self._widest()
-        if not self.timings:
-            self.timings = explore(device, cores, slots, lambda one: self._measure(one, [0]))
+        if not self._timings:
+            self._timings = explore(device, cores, slots, lambda one: self._measure(one, [0]))
             if cache is not None:
-                write_cache(cache, key, self.timings)
-        return choose(self.timings).layout
+                write_cache(cache, key, self._timings)
+        return choose(self._timings).layout
 
     def _measure(self, layout: Layout, devices: Collection[int]) -> int | None:
         """Have a layout's workers take it up and time it all at once; of the slowest, in ns.
@@ -169,39 +191,25 @@ class TrainingPool(WorkerPool):
         times = [ns for ns in found.values() if ns is not None]
         return max(times) if len(times) == len(asked) else None
 
-    @property
-    def epoch_ns(self) -> int:
-        """Device time of an epoch of the default recipe, by the workers' warm-up."""
-        return self._step_ns * self._batches // self.layout.slots
 
-    @property
-    def alone(self) -> Timing | None:
-        """The best for a trial that has the device to itself, where this pool chose its layout."""
-        return alone(self.timings)
+def accuracy_on_test(pool: WorkerPool, trial: Trial) -> float:
+    """Of a trial at its checkpoint, by a worker that trains CNNs.
 
-    @property
-    def alone_epoch_ns(self) -> int | None:
-        """What that epoch would cost such a trial."""
-        return None if self.alone is None else self.alone.step_ns * self._batches
-
-    def test(self, trial: Trial) -> float:
-        """The test accuracy of a trial at its checkpoint; raises ValueError where it has none."""
-        if trial.checkpoint is None:
-            raise ValueError(f"trial {trial.number} has no checkpoint to test")
-        self.wait_until_ready()
-        worker = self.workers[0]
-        worker.busy_since = time.monotonic_ns()
-        with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
-            send(worker.connection, self._order("test", replace(trial, midway=None), ""))
-        while True:
-            for who, message in self.messages():
-                if message is not None and message["is"] in ("tested", "untestable"):
-                    worker.busy_since = None
-                if message is not None and message["is"] == "tested":
-                    return float(message["score"])
-                if message is not None and message["is"] == "untestable":
-                    raise ValueError(f"the winner could not be tested: {message['reason']}")
-                reason = self.cause_of_death(who) if message is None else ""
-                self.take_note(who, message)
-                if message is None and who is worker:
-                    raise ValueError(f"the winner could not be tested: {reason}")
+    Raises ValueError where it has none, or it cannot be tested.
+    """
+    if trial.checkpoint is None:
+        raise ValueError(f"trial {trial.number} has no checkpoint to test")
+    pool.wait_until_ready()
+    worker = pool.ask(replace(trial, midway=None), "test")
+    while True:
+        for who, message in pool.messages():
+            if message is not None and message["is"] in ("tested", "untestable"):
+                worker.busy_since = None
+            if message is not None and message["is"] == "tested":
+                return float(message["score"])
+            if message is not None and message["is"] == "untestable":
+                raise ValueError(f"the winner could not be tested: {message['reason']}")
+            reason = pool.cause_of_death(who) if message is None else ""
+            pool.take_note(who, message)
+            if message is None and who is worker:
+                raise ValueError(f"the winner could not be tested: {reason}")

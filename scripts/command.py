@@ -15,7 +15,7 @@ from scripts.errors import resumable
 from scripts.racing import entry_for
 from scripts.stopping import stopping_signals
 from scripts.tuning import check_out, check_request, default_folder, entries, with_page
-from scripts.workers import describe_machine
+from scripts.workers import describe_machine, device_names
 from tuner.budget import budget_ns
 from tuner.confirm import expected_score
 from tuner.files import CannotWriteError, write_atomically
@@ -31,8 +31,7 @@ from tuner.stop_rule import returned_ns
 from tuner.store import Store
 from tuner.terminal import LiveView, describe, pace_line, say
 from tuner.workers.commands import Command
-from tuner.workers.functions import FunctionSetup
-from tuner.workers.pool import WorkerPool
+from tuner.workers.pool import Setup, WorkerPool
 from tuner.workers.runner import WorkerRunner
 
 
@@ -59,7 +58,7 @@ def create(
     request = CommandRequest(**asked, command=command.to_json(), space=space.to_json())
     check_request(request)
     folder = out or default_folder("command")
-    request.setup(folder / "checkpoints")
+    request.workers.check()
     for row in _rows(request, space):
         entry_for(row.searcher, space, row.seed, request)  # what it refuses is refused here
     check_out(folder)
@@ -93,8 +92,8 @@ def search(
     page: bool,
 ) -> None:
     """Run it to its end, or to where a signal stops it well, and say what came of it."""
-    setup = request.setup(folder / "checkpoints")
-    view = LiveView(console, setup.unit, quiet=is_quiet or as_json, sign=setup.sign)
+    pool = request.pool(folder / "checkpoints")
+    view = LiveView(console, pool.setup.unit, quiet=is_quiet or as_json, sign=request.sign)
     with (
         resumable(folder, store, console),
         stopping_signals() as stopper,
@@ -102,12 +101,14 @@ def search(
     ):
         if page:
             stack.enter_context(with_page(folder))
-        pool = stack.enter_context(WorkerPool(setup, request.slots))
+        stack.enter_context(pool)
         trials = [t for row in store.runs() for t in store.trials(row)]
         pool.sweep({m.name for t in trials for m in (t.checkpoint, t.midway) if m})
         warm_up_ns = pool.start()
         if store.meta("machine") is None:
-            store.set_meta("machine", describe_machine(list(setup.devices)))
+            names = pool.setup.devices
+            is_here = request.cluster is None
+            store.set_meta("machine", describe_machine(device_names(names) if is_here else names))
         runs = [_enter(store, row, request, pool, view) for row in store.runs()]
         race = Race(runs, shares_device=True, on_change=view)
         race.share_warm_up(warm_up_ns)
@@ -115,7 +116,7 @@ def search(
             stopper.go(race, race.go)
         store.commit(force=True)
         stopper.check()
-        content = _finish(list(race.runs), request, setup, folder)
+        content = _finish(list(race.runs), request, pool, folder)
     _tell(content, folder, console, as_json)
 
 
@@ -146,7 +147,7 @@ def _enter(
 
 
 def _finish(
-    runs: list[Run], request: CommandRequest, setup: FunctionSetup, folder: Path
+    runs: list[Run], request: CommandRequest, pool: WorkerPool, folder: Path
 ) -> dict[str, Any]:
     """Write the files and the pictures; the content of summary.json."""
     outcomes = [
@@ -161,40 +162,38 @@ def _finish(
         for run in runs
     ]
     content = {
-        "device": ",".join(setup.devices),
-        "unit": setup.unit,
+        "device": pool.setup.named,
+        "unit": pool.setup.unit,
         "mode": request.mode,
         "command": request.command["arguments"],
         "epochs": request.epochs,
         "budget_minutes": request.budget_minutes,
-        "slots": len(setup.devices) * setup.per_device,
-        "runs": [_summary(outcome, setup.sign) for outcome in outcomes],
+        "slots": len(pool.setup.devices) * request.slots,
+        "runs": [_summary(outcome, request.sign) for outcome in outcomes],
         "pace": pace(outcomes, None),
         "verdict": _VERDICT,
     }
-    shown = [as_told(outcome, setup.sign) for outcome in outcomes]
+    shown = [as_told(outcome, request.sign) for outcome in outcomes]
     _write(folder / "summary.json", content)
     write_atomically(folder / "trials.csv", trials_csv(shown))
     write_atomically(folder / "curves.csv", curves_csv(shown))
     best = max(
         (run for run in content["runs"] if run["best_score"] is not None),
-        key=lambda run: setup.sign * run["best_score"],
+        key=lambda run: request.sign * run["best_score"],
         default=None,
     )
     if best is not None:
         named = {"searcher": best["searcher"], "seed": best["seed"], "trial": best["best_trial"]}
         scores = {"score": best["best_score"], "expected_score": best["expected_score"]}
         _write(folder / "best_config.json", {**named, **scores, "config": best["best_config"]})
-    _draw(outcomes, request, setup, folder)
+    _draw(outcomes, request, pool.setup, folder)
     return content
 
 
-def _draw(
-    outcomes: list[Outcome], request: CommandRequest, setup: FunctionSetup, folder: Path
-) -> None:
+def _draw(outcomes: list[Outcome], request: CommandRequest, setup: Setup, folder: Path) -> None:
     from tuner.plots import draw_effects, draw_race
 
-    title, name = f"a command on {','.join(setup.devices)}", request.score_name
+    title, name = f"a command on {setup.named}", request.score_name
     draw_race(folder / "race.png", outcomes, setup.unit, title, name)
     draw_effects(folder / "knobs.png", outcomes, None, title, name)
     if has_plotly():
@@ -202,7 +201,7 @@ def _draw(
             folder / "report.html",
             title,
             [Scene(o.row, o.history, o.ledger, True) for o in outcomes],
-            device=",".join(setup.devices),
+            device=setup.named,
             unit=setup.unit,
             terrain=None,
             verdict=_VERDICT,

@@ -8,7 +8,8 @@ from typing import Any
 
 from tuner.trial import SIGNS
 from tuner.workers.commands import Command
-from tuner.workers.functions import FunctionSetup, Workers, locate
+from tuner.workers.functions import Workers, locate
+from tuner.workers.pool import WorkerPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,23 @@ class CommandRequest:
     slots: int
     memory_gib: float | None
     space: dict[str, Any]
+    cluster: str | None = None
 
-    def setup(self, directory: Path) -> FunctionSetup:
-        """For the workers; raises ValueError where a device is not there."""
-        workers = Workers(self.device, slots=self.slots, memory_gib=self.memory_gib)
-        command = Command.from_json(self.command)
-        return workers.setup(locate(command), SIGNS[self.mode], directory)
+    @property
+    def workers(self) -> Workers:
+        """Where the command is run, and how."""
+        limits = {"memory_gib": self.memory_gib, "cluster": self.cluster}
+        return Workers(self.device, slots=self.slots, **limits)
+
+    def pool(self, directory: Path) -> WorkerPool:
+        """The workers, not started yet; raises ValueError where a device is not there."""
+        where, workers = locate(Command.from_json(self.command)), self.workers
+        return workers.pool(workers.setup(where, self.sign, directory))
+
+    @property
+    def sign(self) -> float:
+        """-1 where scores are losses, else 1."""
+        return SIGNS[self.mode]
 
     @property
     def score_name(self) -> str:

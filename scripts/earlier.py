@@ -92,7 +92,7 @@ def _line(study: EarlierStudy, taken: Taken, request: Request) -> str:
 def _differences(then: Mapping[str, Any], request: Request) -> str:
     settings = [("--epochs", then.get("epochs"), request.epochs)]
     if request.landscape is None:
-        devices = _kinds(then.get("devices"), then.get("device")), _kinds(None, request.device)
+        devices = _kinds(then.get("devices"), then.get("device")), ", ".join(request.kinds())
         settings += [("--augment", then.get("augment"), request.augment), ("device", *devices)]
     found = [f"{what} was {old} and is {new}" for what, old, new in settings if old != new]
     return ", ".join(found)

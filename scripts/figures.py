@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from scripts.workers import describe_machine
+from scripts.workers import describe_machine, device_names
 from tuner.files import write_atomically
 
 FOLDER = Path("benchmarks")
@@ -66,7 +66,7 @@ def save(
     """
     whole = {
         "command": shlex.join([f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "machine": describe_machine(list(devices)),
+        "machine": describe_machine(device_names(devices)),
         **content,
         "tables": [asdict(table) for table in tables],
     }

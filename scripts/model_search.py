@@ -167,7 +167,7 @@ def _go(store: Store, request: Request, race: Race, track: Track) -> None:
     data, pace = load(request.data, Path(request.data_root)), store.meta("pace")
     # By what the study's first start measured: a later one takes the layout over, and measures it
     # alone. Where nothing was, alone on the device no training takes longer than beside others.
-    alone_ratio = (pace["alone_ns"] or pace["share_ns"] * track.pool.layout.slots) / pace[
+    alone_ratio = (pace["alone_ns"] or pace["share_ns"] * track.pool.pace.layout.slots) / pace[
         "share_ns"
     ]
     more_images = 1 + len(data.validation) / len(data.train)

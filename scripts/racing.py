@@ -211,7 +211,7 @@ def _training_track(
     pool, warm_up_ns = start_workers(stack, store, request, folder, console)
     return Track(
         lambda row: WorkerRunner(pool, f"{row.searcher}-{row.seed}"),
-        ",".join(pool.setup.devices),
+        pool.setup.named,
         pool.setup.unit,
         pool.slots,
         pool=pool,
@@ -311,8 +311,10 @@ def _outcome(
     if mark is not None and mark.sha256 == row.tested:
         test_score = row.test_score
     elif mark is not None and tests:
+        from models.pool import accuracy_on_test
+
         try:
-            test_score = track.pool.test(best)
+            test_score = accuracy_on_test(track.pool, best)
             store.set_test_score(row.id, test_score, mark.sha256)
             store.commit(force=True)
         except ValueError as error:  # the search itself is not lost for that

@@ -31,7 +31,7 @@ from scripts.search_runs import (
     open_once,
     play,
 )
-from scripts.workers import describe_machine, installed_versions
+from scripts.workers import describe_machine, device_names, installed_versions
 from tuner.entry import Entry
 from tuner.files import write_atomically
 from tuner.naming import pick
@@ -67,7 +67,7 @@ def write_file(path: Path, content: Record) -> None:
 def _describe() -> Record:
     """The command and the machine; of folders outside only the name, which is all that matters."""
     words = [re.sub(r"(?<![^,=])/[^,=]+", lambda m: Path(m[0]).name, w) for w in sys.argv[1:]]
-    machine = describe_machine(["cpu"])
+    machine = describe_machine(device_names(["cpu"]))
     machine["versions"] |= installed_versions("botorch", "optuna", "onnxruntime", "smac")
     return {"command": shlex.join(["scripts/benchmark.py", *words]), **machine}
 

@@ -23,7 +23,7 @@ _COMMAND_ALONE = {"space", "metric", "minimize", "replicates", "infeasible_exit"
 _COMMAND_FLAGS = {
     *_COMMAND_ALONE,
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
-    *("fidelity", "min_epochs", "eta", "confirm", "stop", "epochs", "device"),
+    *("fidelity", "min_epochs", "eta", "confirm", "stop", "epochs", "device", "cluster"),
     *("command", "out", "page", "quiet", "as_json"),
 }
 
@@ -76,6 +76,12 @@ def main(
         typer.Option(help="A range, NAME=LOW:HIGH[:log], or a choice, NAME=A,B,C. Repeatable."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Use the devices of a Ray cluster, by its address, or auto; see docs/cluster.md."
+        ),
+    ] = None,
     slots: Annotated[
         int | None, typer.Option(help="Trials at once on each device. Default: as measures best.")
     ] = None,
@@ -168,6 +174,7 @@ def main(
         "seeds": seeds,
         "budget_minutes": budget_minutes,
         "device": device,
+        "cluster": cluster,
         "grid_points": grid_points,
         "min_epochs": min_epochs,
         "eta": eta,

@@ -193,10 +193,9 @@ def _create(
     else:
         from models.data import default_root, prepare, title
         from models.knobs import make_space
-        from tuner.workers.devices import find_devices
 
         space = make_space(names, ranges)
-        find_devices(request.device)
+        request.kinds()  # which refuses a device that is not there
         root = Path(request.data_root or default_root())
         request = replace(request, data=prepare(request.data, root), data_root=str(root))
         kind = title(request.data)

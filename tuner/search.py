@@ -20,14 +20,7 @@ from tuner.space import Conditional, Domain, SearchSpace
 from tuner.stop_rule import check_stop, with_stop
 from tuner.study import Study
 from tuner.warm_start import EarlierStudy
-from tuner.workers.functions import (
-    FunctionSetup,
-    Workers,
-    locate,
-    refuse_while_loading,
-    takes_checkpoint,
-)
-from tuner.workers.pool import WorkerPool
+from tuner.workers.functions import Workers, locate, refuse_while_loading, takes_checkpoint
 from tuner.workers.runner import WorkerRunner
 
 
@@ -186,19 +179,11 @@ def _running(
     with TemporaryDirectory() if path is None else nullcontext(path.parent) as folder:
         where = locate(train, pickle=workers.pickle)
         setup = workers.setup(where, study.sign, Path(folder) / "checkpoints")
-        with _pool(setup, workers) as pool:
+        with workers.pool(setup) as pool:
             marks = [m for t in study.history for m in (t.checkpoint, t.midway) if m]
             pool.sweep({mark.name for mark in marks})
             warm_up_ns = pool.start()
             yield WorkerRunner(pool, f"{study.seed}"), warm_up_ns
-
-
-def _pool(setup: FunctionSetup, workers: Workers) -> WorkerPool:
-    if workers.cluster is None:
-        return WorkerPool(setup, workers.slots)
-    from tuner.workers.cluster import RayPool, find_places
-
-    return RayPool(setup, find_places(workers.device, workers.device_count), workers.slots)
 
 
 def _check_function(train: TrainFunction, workers: Workers | None) -> None:
@@ -206,11 +191,6 @@ def _check_function(train: TrainFunction, workers: Workers | None) -> None:
     if workers is not None:
         locate(train, pickle=workers.pickle)
         workers.check()
-        if workers.cluster is not None:
-            from tuner.workers.cluster import connect, find_places
-
-            connect(workers.cluster)
-            find_places(workers.device, workers.device_count)
     elif takes_checkpoint(train):
         raise ValueError(
             "train asks for a checkpoint, which only worker processes have: pass a device, such "

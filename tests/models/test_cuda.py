@@ -103,16 +103,16 @@ def test_a_pool_finds_a_layout_and_remembers_it(tmp_path):
     )
     with TrainingPool(setup, cache=cache) as pool:
         pool.start()
-        layout = pool.layout
+        layout = pool.pace.layout
         assert layout.width > 1
-        assert pool.alone_epoch_ns > pool.epoch_ns
+        assert pool.pace.alone_epoch_ns > pool.epoch_ns
     assert cache.exists()
     with TrainingPool(setup, cache=cache) as pool:
         pool.start()
-        assert pool.layout == layout
+        assert pool.pace.layout == layout
     with TrainingPool(setup, Layout(1, width=4)) as pool:
         pool.start()
-        assert pool.layout == Layout(1, width=4)
+        assert pool.pace.layout == Layout(1, width=4)
 
 
 def test_workers_serve_every_gpu(tmp_path):

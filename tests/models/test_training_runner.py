@@ -14,7 +14,7 @@ import pytest
 from models.data import prepare
 from models.knobs import make_space
 from models.layout import Layout
-from models.pool import TrainingPool, TrainingSetup
+from models.pool import TrainingPool, TrainingSetup, accuracy_on_test
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Halving, Sample
 from tuner.files import CannotWriteError
@@ -283,21 +283,21 @@ def test_a_promoted_trial_goes_on_to_the_bit_as_if_it_had_never_waited(pool, set
     if isinstance(policy._policy, Halving):
         assert ends == [1, 1, 2, 4]
         assert len(kept) == 1
-    assert 0.5 < pool.test(best) < 1.0
+    assert 0.5 < accuracy_on_test(pool, best) < 1.0
 
 
 def test_the_winner_is_tested_on_images_that_no_training_saw(pool, twin):
-    score = pool.test(twin.history.best)
+    score = accuracy_on_test(pool, twin.history.best)
     assert 0.5 < score < 1.0
-    assert pool.test(twin.history.best) == score
+    assert accuracy_on_test(pool, twin.history.best) == score
 
 
 def test_a_winner_whose_checkpoint_is_gone_takes_no_other_test_down(pool, twin):
     best = twin.history.best
     gone = replace(best, checkpoint=Checkpoint("gone.safetensors", "0"))
     with pytest.raises(ValueError, match=r"could not be tested: checkpoint gone\.safetensors"):
-        pool.test(gone)
-    assert 0.5 < pool.test(best) < 1.0
+        accuracy_on_test(pool, gone)
+    assert 0.5 < accuracy_on_test(pool, best) < 1.0
 
 
 def test_a_worker_that_dies_at_the_end_of_the_budget_is_not_waited_for(setup, tmp_path):

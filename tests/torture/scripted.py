@@ -22,7 +22,7 @@ import numpy as np
 import tuner.workers.pool
 import tuner.workers.runner
 from models.layout import Layout
-from models.pool import TrainingPool, TrainingSetup
+from models.pool import Pace, TrainingPool, TrainingSetup
 from tuner.store import Store
 from tuner.workers.control import DEADLINE, INTERRUPT, YIELD
 from tuner.workers.pool import PooledWorker
@@ -294,7 +294,8 @@ class ScriptedPool(TrainingPool):
         super().__init__(setup, layout)
         self._width = layout.width
         self.world = world
-        self._step_ns, self._batches = world.habits.batch * layout.slots, world.habits.batches
+        step_ns = world.habits.batch * layout.slots
+        self.pace = Pace(layout, (), step_ns, world.habits.batches)
         self.spawn_all(layout.workers)
         self.wait_until_ready()
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from tuner.failpoints import Place, reach
-from tuner.files import DISK_ERRORS, CannotWriteError
+from tuner.files import DISK_ERRORS, CannotWriteError, write_atomically
 from tuner.foreign import parse_json, read_capped
 
 SUFFIX = ".checkpoint"
 _MANIFEST = "checkpoint.json"
 _MOST_MANIFEST = 4 << 20
-_BLOCK = 1 << 20
+_ITSELF = ""  # as a checkpoint that is one file is called among its files
 
 
 class DamagedCheckpointError(ValueError):
@@ -146,9 +146,14 @@ def copy_into(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / name)
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
-    """All files of a checkpoint by their names below it, to be sent; its manifest too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in _files(folder)}
+def read_files(checkpoint: Path) -> dict[str, bytes]:
+    """All files of a checkpoint by their names below it, to be sent; its manifest too.
+
+    One that is a file itself is called `""`.
+    """
+    if checkpoint.is_file():
+        return {_ITSELF: checkpoint.read_bytes()}
+    return {str(path.relative_to(checkpoint)): path.read_bytes() for path in _files(checkpoint)}
 
 
 def write_files(directory: Path, name: str, files: Mapping[str, bytes]) -> None:
@@ -157,6 +162,9 @@ def write_files(directory: Path, name: str, files: Mapping[str, bytes]) -> None:
     Raises ValueError where a name leads out of it, and CannotWriteError.
     """
     if (directory / name).exists():
+        return
+    if set(files) == {_ITSELF}:
+        write_atomically(directory / name, files[_ITSELF])
         return
     making = directory / f".{name}-{os.getpid()}.tmp"
     try:
@@ -174,6 +182,14 @@ def write_files(directory: Path, name: str, files: Mapping[str, bytes]) -> None:
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
         raise CannotWriteError.of(directory / name, error) from error
+
+
+def verify(checkpoint: Path, sha256: str) -> None:
+    """Raise ValueError or OSError where a checkpoint is not as it was saved."""
+    if not checkpoint.is_file():
+        read_manifest(checkpoint, sha256)
+    elif _digest(checkpoint) != sha256:
+        raise ValueError(f"{checkpoint.name} is not as it was saved")
 
 
 def read_manifest(folder: Path, sha256: str) -> Mapping[str, Any]:

@@ -12,33 +12,35 @@ What a device was held for is always by the driver's own clock.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from tuner.workers.checkpoints import read_files, read_manifest, write_files
+from tuner.workers.checkpoints import read_files, verify, write_files
 from tuner.workers.control import DEADLINE
-from tuner.workers.functions import FunctionSetup
-from tuner.workers.host import Host
+from tuner.workers.host import Host, Started
 from tuner.workers.messages import check
-from tuner.workers.pool import PATIENCE_S, PooledWorker, WorkerPool, WorkerStartError
+from tuner.workers.pool import PATIENCE_S, PooledWorker, Setup, WorkerPool, WorkerStartError
 
 _POLL_S = 5.0  # how long a host waits for something to say before it says nothing
-_START_S = 120.0
+_START_S = 600.0  # data may have to be fetched, and layouts measured
 _CLOSE_S = 10.0
 _PINGS = 5
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device of a cluster: on which node, and how much of it an actor takes."""
+    """A device of a cluster: on which node, and how many of its cores are for this device."""
 
     node: str
     address: str
     kind: str  # cpu or cuda
-    cpus: float
+    cores: float
 
     def __str__(self) -> str:
         return f"{self.kind} at {self.address}"
@@ -56,14 +58,30 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            include_dashboard=False if address == "local" else None,
-        )
+        with _own_signals():
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                include_dashboard=False if address == "local" else None,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"there is no Ray cluster at {address!r}: {error}") from error
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's handlers, in whose place Ray may put its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not set from Python
+                signal.signal(number, handler)
 
 
 def find_places(device: str, device_count: int | None) -> list[Place]:
@@ -80,9 +98,10 @@ def find_places(device: str, device_count: int | None) -> list[Place]:
     found: dict[str, list[Place]] = {"cuda": [], "cpu": []}
     for node in sorted(nodes, key=lambda n: (n["NodeManagerAddress"], n["NodeID"])):
         name, address, has = node["NodeID"], node["NodeManagerAddress"], node["Resources"]
-        found["cuda"] += [Place(name, address, "cuda", 0.0)] * int(has.get("GPU", 0))
-        if has.get("CPU", 0) >= 1:
-            found["cpu"].append(Place(name, address, "cpu", has["CPU"]))
+        gpus, cores = int(has.get("GPU", 0)), has.get("CPU", 0)
+        found["cuda"] += [Place(name, address, "cuda", cores / max(1, gpus))] * gpus
+        if cores >= 1:
+            found["cpu"].append(Place(name, address, "cpu", cores))
     places = found["cuda"] or found["cpu"] if device == "auto" else found[device]
     if not places or len(places) < (device_count or 0):
         raise ValueError(
@@ -101,47 +120,59 @@ class RayPool(WorkerPool):
         per_device: workers on each.
     """
 
-    def __init__(self, setup: FunctionSetup, places: list[Place], per_device: int = 1) -> None:
+    def __init__(self, setup: Setup, places: list[Place], per_device: int = 1) -> None:
         names = tuple(f"{place.kind}:{i} at {place.address}" for i, place in enumerate(places))
         super().__init__(replace(setup, devices=names), per_device)
-        self._fields = setup.to_json()
         self._places = places
         self._hosts: list[Any] = []
         self._offsets: list[int] = []
         self._polls: dict[Any, int] = {}  # by the future of each, the device
         self._changes: dict[tuple[int, int], dict[int, int]] = {}  # of control blocks, not sent yet
 
-    def spawn_all(self, per_device: int | None = None) -> None:
-        """Have a host hold each device, and all of its workers start."""
+    def start(self) -> int:
+        """Have a host hold each device, and wait until all workers are ready; the device time.
+
+        Raises WorkerStartError, or the ValueError that a host's pool did.
+        """
+        began = time.monotonic_ns()
+        self._start_all()
+        return (time.monotonic_ns() - began) * len(self._places)
+
+    def _start_all(self) -> None:
+        self._start_hosts(self._places, partial(WorkerPool, per_device=self._per_device))
+
+    def _start_hosts(
+        self, places: Sequence[Place], make: Callable[[Setup], WorkerPool]
+    ) -> list[Any]:
+        """Start hosts on these places, the next ones; what the pool of each measured."""
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        actor = ray.remote(Host)
-        for place in self._places:
-            there = NodeAffinitySchedulingStrategy(place.node, soft=False)
-            is_gpu = place.kind == "cuda"
-            host = actor.options(
-                scheduling_strategy=there,
-                max_concurrency=2,
-                num_gpus=1 if is_gpu else 0,
-                num_cpus=0 if is_gpu else place.cpus,
-            )
-            name = "cuda:0" if is_gpu else "cpu"
-            self._hosts.append(host.remote(name, self._per_device, self._fields))
+        actor, first = ray.remote(Host), len(self._hosts)
+        for place in places:
+            self._hosts.append(_options(actor, place).remote(make, _setup_at(place, self.setup)))
+        hosts = self._hosts[first:]
         try:
-            self._offsets = [_offset(host) for host in self._hosts]
-            ray.get([host.start.remote() for host in self._hosts], timeout=_START_S)
+            self._offsets += [_offset(host) for host in hosts]
+            started: list[Started] = ray.get(
+                [host.start.remote() for host in hosts], timeout=_START_S
+            )
         except (ray.exceptions.RayError, TimeoutError) as error:
-            raise WorkerStartError(f"a host on the cluster does not start: {error}") from error
-        for device in range(len(self._hosts)):
-            for place_in_host in range(self._per_device):
-                self.workers.append(self._proxy(device, place_in_host))
+            cause = getattr(error, "cause", None) or error
+            kind = ValueError if isinstance(cause, ValueError) else WorkerStartError
+            raise kind(f"a host of the cluster does not start: {cause}") from error
+        for device, said in enumerate(started, first):
+            for place_in_host, ready in enumerate(said.ready):
+                self.workers.append(self._proxy(device, place_in_host, ready))
             self._listen(device)
+        return [said.pace for said in started]
 
-    def _proxy(self, device: int, place_in_host: int) -> PooledWorker:
+    def _proxy(self, device: int, place_in_host: int, ready: dict[str, Any]) -> PooledWorker:
+        """A worker that is ready, as the driver sees it."""
         nothing: Any = None
         block: Any = _RemoteBlock(self, device, place_in_host)
-        return PooledWorker(len(self.workers), device, nothing, nothing, block)
+        return PooledWorker(
+            len(self.workers), device, nothing, nothing, block, is_ready=True, ready=ready
+        )
 
     def messages(self) -> Iterator[tuple[PooledWorker, dict[str, Any] | None]]:
         """What workers said within a moment, oldest first; None where one died."""
@@ -179,7 +210,7 @@ class RayPool(WorkerPool):
         if files:
             name, sha256 = message["checkpoint"]
             write_files(self.setup.directory, name, files)
-            read_manifest(self.setup.directory / name, sha256)
+            verify(self.setup.directory / name, sha256)
         return at, worker, {**message, "at": at}
 
     def _bury(
@@ -274,6 +305,25 @@ class _RemoteWords(dict[int, int]):
     def __setitem__(self, word: int, value: int) -> None:
         super().__setitem__(word, value)
         self._pool._change(self._device, self._index, word, value)
+
+
+def _options(actor: Any, place: Place) -> Any:
+    """The actor of a host, which takes the place whole."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    is_gpu = place.kind == "cuda"
+    return actor.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+        max_concurrency=2,
+        num_gpus=1 if is_gpu else 0,
+        num_cpus=0 if is_gpu else place.cores,
+    )
+
+
+def _setup_at(place: Place, setup: Setup) -> Setup:
+    """What the workers of a place are: its only device is the first that they see."""
+    name = "cuda:0" if place.kind == "cuda" else "cpu"
+    return replace(setup, devices=(name,), cores=max(1, int(place.cores)))
 
 
 def _index_of(worker: PooledWorker) -> int:

@@ -23,10 +23,10 @@ from typing import Any
 
 from tuner.workers.checkpoints import SUFFIX
 from tuner.workers.commands import Command
-from tuner.workers.devices import count_cores, find_devices
+from tuner.workers.devices import find_devices
 from tuner.workers.memory import can_measure
 from tuner.workers.messages import MAX_MESSAGE
-from tuner.workers.pool import HUNG_AFTER_S, USUAL_STRETCHES, Setup
+from tuner.workers.pool import HUNG_AFTER_S, USUAL_STRETCHES, Setup, WorkerPool
 
 Function = Callable[..., Any]
 
@@ -59,12 +59,6 @@ class FunctionSetup(Setup):
     memory_gib: float | None = None
     gpu_memory_gib: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """All but its devices and its folder, which are another machine's; JSON."""
-        patience = {"hung_after_s": self.hung_after_s, "unknown_after_s": self.unknown_after_s}
-        patience["stretches"] = self.stretches
-        return {**self.told(), **patience, "per_device": self.per_device}
-
     def told(self) -> dict[str, Any]:
         """The function, and its limits."""
         return {
@@ -77,7 +71,7 @@ class FunctionSetup(Setup):
     def environment(self, device: int) -> dict[str, str]:
         """A worker has its own GPU alone, as `cuda:0`, or none, and its share of cores."""
         name = self.devices[device]
-        threads = max(1, count_cores() // (len(self.devices) * self.per_device))
+        threads = max(1, self.core_count // (len(self.devices) * self.per_device))
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         return {"CUDA_VISIBLE_DEVICES": _visible(name), **limits}
 
@@ -128,10 +122,26 @@ class Workers:
         )
 
     def check(self) -> None:
-        """Raise ValueError where a device of this machine is not there, or a number is none."""
+        """Raise ValueError where a device is not there, or a number is none."""
         self._check_numbers()
         if self.cluster is None:
             self.find_devices()
+        else:
+            self._find_places()
+
+    def pool(self, setup: FunctionSetup) -> WorkerPool:
+        """The pool of workers on these devices, not started yet; raises ValueError as `check`."""
+        if self.cluster is None:
+            return WorkerPool(setup, self.slots)
+        from tuner.workers.cluster import RayPool
+
+        return RayPool(setup, self._find_places(), self.slots)
+
+    def _find_places(self) -> Any:
+        from tuner.workers.cluster import connect, find_places
+
+        connect(self.cluster or "")
+        return find_places(self.device, self.device_count)
 
     def find_devices(self) -> list[str]:
         """The devices of this machine that are meant; raises ValueError as `check` does."""

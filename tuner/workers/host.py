@@ -9,14 +9,14 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuner.trial import Trial
 from tuner.workers.checkpoints import read_files, write_files
-from tuner.workers.functions import FunctionSetup
-from tuner.workers.pool import Job, PooledWorker, WorkerPool, WorkerStartError
+from tuner.workers.pool import Job, PooledWorker, Setup, WorkerPool, WorkerStartError
 
 Files = dict[str, bytes]
 """A checkpoint's files, by their names below its folder."""
@@ -25,19 +25,27 @@ _MOST_LOG = 100_000
 _ENDS = frozenset({"paused", "cut", "infeasible", "unusable", "exhausted", "failed"})
 
 
+@dataclass(frozen=True)
+class Started:
+    """What a host says once it has started: what each worker said, and what its pool measured."""
+
+    ready: list[dict[str, Any]]
+    pace: Any
+
+
 class Host:
     """The pool of one device, for a driver on another machine; an actor of Ray.
 
     Args:
-        device: `cpu`, or `cuda:0`, of those that this process sees.
-        count: workers.
-        told: what a FunctionSetup holds beside its devices and its folder, as JSON.
+        make: the pool of a setup; importable by its name on the node.
+        setup: of `cpu`, or of `cuda:0`, of those that this process sees. Its folder is the
+            driver's, and plays no part.
     """
 
-    def __init__(self, device: str, count: int, told: Mapping[str, Any]) -> None:
+    def __init__(self, make: Callable[[Setup], WorkerPool], setup: Setup) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tuner-host-")
-        setup = FunctionSetup(devices=(device,), directory=Path(self._folder.name), **told)
-        self._pool = WorkerPool(setup, count)
+        self._make, self._setup = make, replace(setup, directory=Path(self._folder.name))
+        self._pool = WorkerPool(self._setup)  # without a worker, until it starts
         self._busy, self._polling = threading.Lock(), threading.Lock()
         self._gone, self._is_closed = "", False
 
@@ -45,10 +53,12 @@ class Host:
         """This machine's monotonic clock, in ns."""
         return time.monotonic_ns()
 
-    def start(self) -> None:
-        """Start all workers; that each is ready is among what `poll` returns."""
+    def start(self) -> Started:
+        """Start all workers, and wait until they are ready; raises what the pool does."""
         with self._busy:
-            self._pool.spawn_all()
+            self._pool = self._make(self._setup)
+            self._pool.start()
+            return Started([worker.ready for worker in self._pool.workers], self._pool.pace)
 
     def poll(self, patience_s: float) -> list[tuple[int, dict[str, Any], Files]]:
         """What workers said, oldest first, within so long: the worker, its message, a checkpoint.
@@ -69,15 +79,16 @@ class Host:
         return heard
 
     def give(self, index: int, order: Mapping[str, Any], files: Files) -> None:
-        """Have a worker train; `files` are those of the checkpoint that it goes on from."""
+        """Have a worker train or test; `files` are those of the checkpoint that it takes."""
         with self._busy:
             worker = self._pool.workers[index]
             if order["from"] is not None:
                 name = order["from"][0]
                 write_files(self._pool.setup.directory, name, files)
-            trial = Trial(order["number"], order["config"], order["seed"], order["until"])
-            worker.jobs[order["id"]] = Job(order["id"], trial, order["place"])
-            worker.busy_since = time.monotonic_ns()
+            if order["do"] == "train":
+                trial = Trial(order["number"], order["config"], order["seed"], order["until"])
+                worker.jobs[order["id"]] = Job(order["id"], trial, order["place"])
+            worker.busy_since = worker.busy_since or time.monotonic_ns()
             self._pool.tell(worker, dict(order))
 
     def set_words(self, index: int, words: Mapping[int, int]) -> None:
@@ -110,6 +121,8 @@ class Host:
             return index, died, {}
         if message["is"] in ("ready", "crash"):
             self._pool.take_note(worker, message)
+        elif message["is"] in ("tested", "untestable"):
+            worker.busy_since = None
         elif message["is"] in _ENDS or message.get("ends"):
             self._pool.take(worker, message["job"])
         mark = message.get("checkpoint")

@@ -20,6 +20,7 @@ from typing import Any
 from tuner.trial import Trial
 from tuner.workers import warden
 from tuner.workers.control import DEADLINE, END, PROGRESS, STRETCH, ControlBlock
+from tuner.workers.devices import count_cores
 from tuner.workers.messages import check, receive, send
 
 PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
@@ -28,6 +29,7 @@ _START_AFTER_S = 600.0  # for a start, a measurement or a test, which compile an
 USUAL_STRETCHES = 20
 _AWAY_S = 5.0
 _DYING_S = 5.0  # from SIGTERM to SIGKILL
+_MOST_NAMED = 8
 _MAX_STARTS = 3  # in a row, without the worker becoming ready
 _FOREVER = (1 << 63) - 1
 
@@ -48,6 +50,7 @@ class Setup:
         unknown_after_s: the same while it is not known yet how long its batches usually take.
         stretches: so many times the usual is what it may take, where that is longer.
         suffix: of a checkpoint, a file or a folder, by which `sweep` knows it.
+        cores: of the machine's, how many the workers share; None for all that this process may use.
     """
 
     devices: tuple[str, ...]
@@ -57,6 +60,19 @@ class Setup:
     unknown_after_s: float = 0.0
     stretches: int = USUAL_STRETCHES
     suffix: str
+    cores: int | None = None
+
+    @property
+    def core_count(self) -> int:
+        """How many cores the workers of all devices share."""
+        return min(self.cores or count_cores(), count_cores())
+
+    @property
+    def named(self) -> str:
+        """Its devices, for people: of many their number."""
+        if len(self.devices) > _MOST_NAMED:
+            return f"{len(self.devices)} devices such as {self.devices[0]}"
+        return ",".join(self.devices)
 
     @property
     def unit(self) -> str:
@@ -123,6 +139,8 @@ class WorkerPool:
         self.setup = setup
         setup.directory.mkdir(parents=True, exist_ok=True)
         self.workers: list[PooledWorker] = []
+        self.pace: Any = None
+        """What was measured when it was started, by a pool that measures."""
         self.lost: set[int] = set()
         """Devices that are gone for good, with the machine that they were in."""
         self._per_device, self._width = per_device, width
@@ -139,7 +157,7 @@ class WorkerPool:
     @property
     def epoch_ns(self) -> int:
         """Expected device time of an epoch, for want of any; 0 where nothing is known."""
-        return 0
+        return 0 if self.pace is None else int(self.pace.epoch_ns)
 
     @property
     def slots(self) -> int:
@@ -308,6 +326,14 @@ class WorkerPool:
         with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
             self.tell(worker, {**order, "until": until_epoch})
         return self._jobs
+
+    def ask(self, trial: Trial, what: str) -> PooledWorker:
+        """Have a worker that is ready do something with a trial's checkpoint; which of them."""
+        worker = self.workers[0]
+        worker.busy_since = time.monotonic_ns()
+        with contextlib.suppress(OSError):  # a worker that just died is noticed by `messages`
+            self.tell(worker, self._order(what, trial, ""))
+        return worker
 
     def tell(self, worker: PooledWorker, order: dict[str, Any]) -> None:
         """Send an order; raises OSError where the worker is gone."""
