@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from models.data import default_root, prepare
+from models.data import default_root
 from models.layout import Layout
 from models.pool import Pace, TrainingPool, TrainingSetup
 from tuner.workers.cluster import Place, RayPool
@@ -47,7 +47,5 @@ class TrainingRayPool(RayPool):
 
 def _pool_on_node(setup: TrainingSetup, layout: Layout | None, root: Path | None) -> TrainingPool:
     """The pool of a device on this node, with this node's copy of the data."""
-    root = root or default_root()
-    prepare(setup.data, root)
-    cache = default_root().parent / "layouts.json"
-    return TrainingPool(replace(setup, root=root), layout, cache)
+    setup = replace(setup, root=root or default_root(), fetches=True)
+    return TrainingPool(setup, layout, default_root().parent / "layouts.json")

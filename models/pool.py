@@ -33,6 +33,7 @@ class TrainingSetup(Setup):
     Attributes:
         slots: trials at once on each device; None for as many as measure best.
         merged: whether to train on the images to validate on as well.
+        fetches: whether workers make sure themselves that the data is there, as on other machines.
     """
 
     program: str = "models.worker"
@@ -43,6 +44,7 @@ class TrainingSetup(Setup):
     epochs: int
     augment: bool = False
     merged: bool = False
+    fetches: bool = False
 
     def told(self) -> dict[str, Any]:
         """What to train on, and how."""
@@ -52,6 +54,7 @@ class TrainingSetup(Setup):
             "epochs": self.epochs,
             "augment": self.augment,
             "merged": self.merged,
+            "fetches": self.fetches,
         }
 
 

@@ -152,7 +152,10 @@ class Worker:
             torch.cuda.set_device(self._device)  # events and streams are of the current device
         self._directory = Path(setup["directory"])
         self._writer = _Writer(connection, block, self._directory)
-        images = data.load(setup["data"], Path(setup["root"]), merged=setup["merged"])
+        name, root = setup["data"], Path(setup["root"])
+        if setup["fetches"]:
+            data.prepare(name, root)
+        images = data.load(name, root, merged=setup["merged"])
         self._data = DeviceData(images, self._device)
         self._crews: dict[Shape, list[Crew]] = {}
         self._jobs: dict[int, _Job] = {}

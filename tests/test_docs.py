@@ -21,6 +21,7 @@ _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"# (\w+\.py)\n")
 _CUTS = (
     (r"--device cuda\b", "--device cpu"),  # tests of GPUs are elsewhere
+    (r"--cluster auto\b", "--cluster local"),
     (r"--seeds \d+", "--seeds 1"),
     (r"--searchers grid,random,bayes,random\+asha", "--searchers bayes,random+asha"),
     (r"--data fashion_mnist\b", "--data sample"),

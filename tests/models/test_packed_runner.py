@@ -216,6 +216,7 @@ class Driver:
             "epochs": EPOCHS,
             "augment": False,
             "merged": False,
+            "fetches": False,
             "directory": str(folder),
             "layout": asdict(layout),
         }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from tuner.workers.pool import PATIENCE_S, PooledWorker, Setup, WorkerPool, Work
 _POLL_S = 5.0  # how long a host waits for something to say before it says nothing
 _START_S = 600.0  # data may have to be fetched, and layouts measured
 _CLOSE_S = 10.0
+_KNOCK_S = 10.0
 _PINGS = 5
 
 
@@ -58,6 +60,7 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     try:
+        _knock(address)
         with _own_signals():
             ray.init(
                 address=address,
@@ -65,8 +68,16 @@ def connect(address: str) -> None:
                 log_to_driver=False,
                 include_dashboard=False if address == "local" else None,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"there is no Ray cluster at {address!r}: {error}") from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT, for which Ray itself waits for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        with socket.create_connection((host, int(port)), timeout=_KNOCK_S):
+            pass
 
 
 @contextmanager
@@ -125,18 +136,20 @@ class RayPool(WorkerPool):
         super().__init__(replace(setup, devices=names), per_device)
         self._places = places
         self._hosts: list[Any] = []
+        self._held_since: list[int] = []  # of each device, by the monotonic clock
         self._offsets: list[int] = []
         self._polls: dict[Any, int] = {}  # by the future of each, the device
         self._changes: dict[tuple[int, int], dict[int, int]] = {}  # of control blocks, not sent yet
 
     def start(self) -> int:
-        """Have a host hold each device, and wait until all workers are ready; the device time.
+        """Have a host hold each device, and wait until all workers are ready.
 
-        Raises WorkerStartError, or the ValueError that a host's pool did.
+        Returns the device time that took, in ns: of each from when its host was started. Raises
+        WorkerStartError, or the ValueError that a host's pool did.
         """
-        began = time.monotonic_ns()
         self._start_all()
-        return (time.monotonic_ns() - began) * len(self._places)
+        now = time.monotonic_ns()
+        return sum(now - since for since in self._held_since)
 
     def _start_all(self) -> None:
         self._start_hosts(self._places, partial(WorkerPool, per_device=self._per_device))
@@ -148,23 +161,28 @@ class RayPool(WorkerPool):
         import ray
 
         actor, first = ray.remote(Host), len(self._hosts)
+        self._held_since += [time.monotonic_ns()] * len(places)
         for place in places:
             self._hosts.append(_options(actor, place).remote(make, _setup_at(place, self.setup)))
-        hosts = self._hosts[first:]
-        try:
-            self._offsets += [_offset(host) for host in hosts]
-            started: list[Started] = ray.get(
-                [host.start.remote() for host in hosts], timeout=_START_S
-            )
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            cause = getattr(error, "cause", None) or error
-            kind = ValueError if isinstance(cause, ValueError) else WorkerStartError
-            raise kind(f"a host of the cluster does not start: {cause}") from error
-        for device, said in enumerate(started, first):
+        starting = [host.start.remote() for host in self._hosts[first:]]
+        paces = []
+        for device, future in enumerate(starting, first):
+            try:
+                self._offsets.append(_offset(self._hosts[device]))
+                said: Started = ray.get(future, timeout=_START_S)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                cause = getattr(error, "cause", None) or error
+                kind = ValueError if isinstance(cause, ValueError) else WorkerStartError
+                logs = self.setup.directory / f"device-{device}-worker-*.log"
+                raise kind(
+                    f"the host of {self.setup.devices[device]} does not start: {cause}; what its "
+                    f"workers printed is kept as {logs}"
+                ) from error
             for place_in_host, ready in enumerate(said.ready):
                 self.workers.append(self._proxy(device, place_in_host, ready))
             self._listen(device)
-        return [said.pace for said in started]
+            paces.append(said.pace)
+        return paces
 
     def _proxy(self, device: int, place_in_host: int, ready: dict[str, Any]) -> PooledWorker:
         """A worker that is ready, as the driver sees it."""

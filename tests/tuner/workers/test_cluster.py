@@ -3,11 +3,15 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="needs Ray")
@@ -15,17 +19,22 @@ pytest.importorskip("ray", reason="needs Ray")
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.scripts.command_line import ROOT, summary_of
+from tests.scripts.command_line import tune as tune_py
+from tests.small_data import SAMPLE
 from tests.tuner.workers import trainings
 from tests.tuner.workers.test_functions import HALVING, SPACE, charges, curves
 from tuner import tune
 from tuner.budget import Kind
 from tuner.meter import DeviceMeter
+from tuner.store import Store
 from tuner.trial import TrialState
 from tuner.workers.functions import Workers, locate
 from tuner.workers.host import Host
-from tuner.workers.pool import WorkerStartError
+from tuner.workers.pool import WorkerPool, WorkerStartError
 
 NODES = 3
+PROGRAM = Path(__file__).with_name("program.py")
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +168,107 @@ def test_when_the_last_node_is_gone_the_search_ends_with_that(tmp_path, cluster)
         search(trainings.saving, cluster, minutes=5, directory=tmp_path, on_change=kill_all)
 
 
+def curves_of(folder):
+    """The scores of a race's trials, epoch by epoch, by the setting and which training of it."""
+    with closing(Store(folder / "study.sqlite", create=False)) as store:
+        trials = [t for row in store.runs() for t in store.trials(row) if t.config and t.curve]
+    return {tuple(t.config.values()): t.curve for t in trials if t.confirms is None}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A user's own, which take no torchvision to read: nodes that wait for imports cost minutes."""
+    with np.load(SAMPLE, allow_pickle=False) as file:
+        arrays = {name: file[name][:1500] for name in ("train_images", "train_labels")}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    return tmp_path / "mine.npz"
+
+
+def test_networks_train_on_a_cluster_as_they_do_at_home(tmp_path, cluster, images):
+    """ASHA moves them from node to node with their checkpoints; the winner is tested on one."""
+    asked = ["--searchers", "random+asha", "--epochs", 4, "--min-epochs", 1, "--slots", 1]
+    asked += ["--data", images, "--data-root", tmp_path / "data", "--quiet"]
+    away, home = tmp_path / "away", tmp_path / "home"
+    there = ["--cluster", cluster.address, "--budget-minutes", 0.7, "--device", "cpu"]
+    result = tune_py(*asked, *there, "--out", away)
+    assert result.exit_code == 0, result.stderr
+    result = tune_py(*asked, "--budget-minutes", 0.15, "--device", "cpu", "--out", home)
+    assert result.exit_code == 0, result.stderr
+    summary = summary_of(away)
+    (run,) = summary["runs"]
+    assert summary["device"].count("cpu:") == summary["slots"] == NODES
+    assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
+    assert 0.6 < run["minutes_spent"] < 0.7 + 0.1 * NODES / 60
+    assert 0.5 < run["test_score"] < 1
+    known, found = curves_of(home), curves_of(away)
+    both = [(known[config], found[config]) for config in known.keys() & found.keys()]
+    assert len(both) > 2
+    assert any(min(map(len, pair)) > 1 for pair in both)  # which went on from a checkpoint
+    for ours, theirs in both:
+        n = min(len(ours), len(theirs))
+        assert [o.score for o in ours[:n]] == [o.score for o in theirs[:n]]
+
+
+@pytest.mark.nightly
+def test_networks_outlive_the_node_that_they_train_on_and_go_on_later(tmp_path, cluster, images):
+    victim = cluster.worker_nodes and next(iter(cluster.worker_nodes))
+    out, killer = tmp_path / "run", threading.Timer(25.0, kill, (victim, cluster))
+    asked = ["--searchers", "random", "--epochs", 3, "--slots", 1, "--data", images, "--quiet"]
+    asked += ["--data-root", tmp_path / "data", "--cluster", cluster.address, "--device", "cpu"]
+    killer.start()
+    result = tune_py(*asked, "--budget-minutes", 1.5, "--out", out)
+    assert not killer.is_alive()
+    assert result.exit_code == 0, result.stderr
+    (run,) = summary_of(out)["runs"]
+    assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
+    assert run["ledger"]["lost"] > 0
+    assert 1.2 < run["minutes_spent"] < 1.5 + 0.1 * NODES / 60
+    assert "FAILED" not in run["states"]
+    done = run["states"]["COMPLETED"]
+    result = tune_py("--resume", out, "--budget-minutes", 2.2, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    (run,) = summary_of(out)["runs"]
+    assert run["states"]["COMPLETED"] > done
+    assert 2 < run["minutes_spent"] < 2.2 + 0.1 * NODES / 60
+
+
+def test_a_program_runs_on_a_cluster(tmp_path, cluster):
+    space, out = tmp_path / "space.toml", tmp_path / "run"
+    space.write_text("[x]\nlow = 0.0\nhigh = 1.0\n")
+    command = f"{sys.executable} {PROGRAM} train {{x}} {{checkpoint_dir}}"
+    asked = ["--command", command, "--space", space, "--metric", "val_acc=([0-9.]+)", "--quiet"]
+    asked += ["--searchers", "random", "--budget-minutes", 0.2, "--cluster", cluster.address]
+    result = tune_py(*asked, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    summary = summary_of(out)
+    assert summary["slots"] == NODES
+    assert summary["runs"][0]["states"]["COMPLETED"] > 2
+    logs = [p.read_text() for p in (out / "checkpoints").glob("device-*.log")]
+    assert all("val_acc=" in text for text in logs)
+    assert len(logs) == NODES
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once(tmp_path):
+    where = ["--cluster", "127.0.0.1:1", "--out", tmp_path / "run"]
+    code = f"from tests.scripts.command_line import tune; r = tune(*{[str(w) for w in where]})"
+    code += "; print(r.exit_code, r.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("2 tune: there is no Ray cluster at '127.0.0.1:1': ")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_host_that_is_polled_while_it_closes_starts_no_worker_anew():
     setup = Workers("cpu").setup(locate(trainings.saving), 1, Path("unused"))
-    host = Host("cpu", 2, setup.to_json())
-    host.start()
+    host = Host(partial(WorkerPool, per_device=2), setup)
+    started = host.start()
     with ThreadPoolExecutor() as pool:
         polls = pool.submit(poll_until_it_is_closed, host, said := [])
-        while len(said) < 2:  # both are ready
-            time.sleep(0.01)
+        time.sleep(0.1)
         logs = host.close()
         polls.result(10)
-    assert (len(logs), [m["is"] for m in said]) == (2, ["ready", "ready"])
+    assert (len(logs), [m["is"] for m in started.ready], said) == (2, ["ready", "ready"], [])
 
 
 def poll_until_it_is_closed(host, said):
