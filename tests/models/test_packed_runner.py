@@ -16,7 +16,7 @@ from models.data import prepare
 from models.knobs import make_space
 from models.layout import Layout
 from models.packed import Pack
-from models.pool import TrainingPool, TrainingSetup
+from models.pool import TrainingPool, TrainingSetup, accuracy_on_test
 from models.worker import Worker
 from tuner.budget import Budget, Kind, to_ns
 from tuner.fidelity import Asha, Done, FullFidelity, Sample
@@ -113,8 +113,8 @@ def test_packs_train_the_same_trials_three_at_once(pools, twin):
     assert_exact(scheduler)
     assert scheduler.budget.ledger[Kind.LOST] == 0
     best = scheduler.history.best
-    same = pools[0].test(twin.history[best.number])
-    assert pools[1].test(best) == pytest.approx(same, abs=0.05)
+    same = accuracy_on_test(pools[0], twin.history[best.number])
+    assert accuracy_on_test(pools[1], best) == pytest.approx(same, abs=0.05)
 
 
 def test_a_killed_worker_costs_its_trials_their_epochs_in_flight(pools, twin):

@@ -155,7 +155,9 @@ def test_a_later_start_keeps_back_what_the_first_would_have(tmp_path, alone_ns, 
     kept = []
     run = SimpleNamespace(scheduler=SimpleNamespace(history=history.view()))
     race = SimpleNamespace(go_keeping=lambda keeps: kept.append(keeps(run)))
-    track = SimpleNamespace(pool=SimpleNamespace(layout=Layout(4)), warm_up_ns=500)
+    track = SimpleNamespace(
+        pool=SimpleNamespace(pace=SimpleNamespace(layout=Layout(4))), warm_up_ns=500
+    )
     request = SimpleNamespace(data="sample", data_root=str(tmp_path))
     with closing(Store(tmp_path / "study.sqlite", create=True)) as store:
         store.set_meta("pace", {"layout": "4 processes", "share_ns": 10, "alone_ns": alone_ns})

@@ -139,7 +139,8 @@ class Command:
     ) -> Generator[float | None, None, None]:
         """One program, each match of which is an epoch."""
         with _Scratch(checkpoint, self._saves) as scratch:
-            for found in self._run(config, checkpoint.seed, scratch.path):
+            goes_on = checkpoint.epoch > 0
+            for found in self._run(config, checkpoint.seed, scratch.path, goes_on=goes_on):
                 if found is not None:
                     scratch.save()  # before the score that belongs to it
                 yield found
@@ -166,10 +167,13 @@ class Command:
     def _saves(self) -> bool:
         return any(CHECKPOINT_DIR in _names(text) for text in self.arguments)
 
-    def _run(self, config: Config, seed: int, folder: Path) -> Iterator[float | None]:
+    def _run(
+        self, config: Config, seed: int, folder: Path, *, goes_on: bool = False
+    ) -> Iterator[float | None]:
         """What a program says, line by line: the score of one that matches, else None.
 
-        Raises Infeasible or RuntimeError where it fails, or ends without a match.
+        Raises Infeasible or RuntimeError where it fails, or ends without a match; one that
+        `goes_on` from a checkpoint may find that there is nothing left to do.
         """
         values = {**config, SEED: seed, CHECKPOINT_DIR: folder}
         absent = {name for name, value in config.items() if value is None}
@@ -191,9 +195,9 @@ class Command:
             code = process.wait()
         finally:
             _end(process)
-        self._judge(code, last, matches)
+        self._judge(code, last, is_silent=not (matches or goes_on))
 
-    def _judge(self, code: int, last: deque[str], matches: int) -> None:
+    def _judge(self, code: int, last: deque[str], *, is_silent: bool) -> None:
         """Raise where a program that has ended did not end well."""
         said = next((line for line in reversed(last) if line.strip()), "it said nothing").strip()
         if code in self.infeasible_exits:
@@ -204,7 +208,7 @@ class Command:
             raise RuntimeError(f"the command was killed by {signal.Signals(-code).name}: {said}")
         if code:
             raise RuntimeError(f"the command ended with exit code {code}: {said}")
-        if not matches:
+        if is_silent:
             raise RuntimeError(f"no line of the command matched {self.metric!r}; the last: {said}")
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("ray", reason="needs Ray")
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.scripts.command_line import ROOT, summary_of
+from tests.scripts.command_line import ROOT, epochs_of, summary_of
 from tests.scripts.command_line import tune as tune_py
 from tests.small_data import SAMPLE
 from tests.tuner.workers import trainings
@@ -184,65 +184,73 @@ def images(tmp_path):
     return tmp_path / "mine.npz"
 
 
+def few_networks(images, folder):
+    """A race that ends with its twelve settings, however slowly the nodes start."""
+    knobs = ["learning_rate=0.01,0.03,0.1,0.3", "weight_decay=1e-5,1e-4,1e-3"]
+    asked = [word for knob in knobs for word in ("--knob", knob)]
+    asked += ["--epochs", 4, "--min-epochs", 1, "--slots", 1, "--budget-minutes", 10, "--quiet"]
+    return [*asked, "--data", images, "--data-root", folder, "--device", "cpu"]
+
+
 def test_networks_train_on_a_cluster_as_they_do_at_home(tmp_path, cluster, images):
     """ASHA moves them from node to node with their checkpoints; the winner is tested on one."""
-    asked = ["--searchers", "random+asha", "--epochs", 4, "--min-epochs", 1, "--slots", 1]
-    asked += ["--data", images, "--data-root", tmp_path / "data", "--quiet"]
+    asked = [*few_networks(images, tmp_path / "data"), "--searchers", "random+asha"]
     away, home = tmp_path / "away", tmp_path / "home"
-    there = ["--cluster", cluster.address, "--budget-minutes", 0.7, "--device", "cpu"]
-    result = tune_py(*asked, *there, "--out", away)
-    assert result.exit_code == 0, result.stderr
-    result = tune_py(*asked, "--budget-minutes", 0.15, "--device", "cpu", "--out", home)
-    assert result.exit_code == 0, result.stderr
+    for place in (["--cluster", cluster.address, "--out", away], ["--out", home]):
+        result = tune_py(*asked, *place)
+        assert result.exit_code == 0, result.stderr
     summary = summary_of(away)
     (run,) = summary["runs"]
     assert summary["device"].count("cpu:") == summary["slots"] == NODES
+    assert run["trials"] == 12
     assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
-    assert 0.6 < run["minutes_spent"] < 0.7 + 0.1 * NODES / 60
     assert 0.5 < run["test_score"] < 1
     known, found = curves_of(home), curves_of(away)
-    both = [(known[config], found[config]) for config in known.keys() & found.keys()]
-    assert len(both) > 2
-    assert any(min(map(len, pair)) > 1 for pair in both)  # which went on from a checkpoint
+    assert known.keys() == found.keys()
+    both = [(known[config], found[config]) for config in known]
+    assert any(min(map(len, pair)) == 4 for pair in both)  # which went on from checkpoints
     for ours, theirs in both:
         n = min(len(ours), len(theirs))
         assert [o.score for o in ours[:n]] == [o.score for o in theirs[:n]]
 
 
 @pytest.mark.nightly
-def test_networks_outlive_the_node_that_they_train_on_and_go_on_later(tmp_path, cluster, images):
+def test_networks_outlive_the_node_that_they_train_on(tmp_path, cluster, images):
     victim = cluster.worker_nodes and next(iter(cluster.worker_nodes))
-    out, killer = tmp_path / "run", threading.Timer(25.0, kill, (victim, cluster))
-    asked = ["--searchers", "random", "--epochs", 3, "--slots", 1, "--data", images, "--quiet"]
-    asked += ["--data-root", tmp_path / "data", "--cluster", cluster.address, "--device", "cpu"]
+    out = tmp_path / "run"
+
+    def kill_in_the_middle():
+        while epochs_of(out) < 8:
+            time.sleep(0.1)
+        kill(victim, cluster)
+
+    killer = threading.Thread(target=kill_in_the_middle, daemon=True)
     killer.start()
-    result = tune_py(*asked, "--budget-minutes", 1.5, "--out", out)
+    asked = [*few_networks(images, tmp_path / "data"), "--searchers", "random"]
+    result = tune_py(*asked, "--cluster", cluster.address, "--out", out)
     assert not killer.is_alive()
     assert result.exit_code == 0, result.stderr
     (run,) = summary_of(out)["runs"]
-    assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
+    assert run["states"] == {"COMPLETED": 12}
     assert run["ledger"]["lost"] > 0
-    assert 1.2 < run["minutes_spent"] < 1.5 + 0.1 * NODES / 60
-    assert "FAILED" not in run["states"]
-    done = run["states"]["COMPLETED"]
-    result = tune_py("--resume", out, "--budget-minutes", 2.2, "--quiet")
+    assert sum(run["ledger"].values()) == pytest.approx(run["minutes_spent"], abs=1e-12)
+    assert 0.5 < run["test_score"] < 1
+    result = tune_py("--resume", out, "--quiet")
     assert result.exit_code == 0, result.stderr
-    (run,) = summary_of(out)["runs"]
-    assert run["states"]["COMPLETED"] > done
-    assert 2 < run["minutes_spent"] < 2.2 + 0.1 * NODES / 60
+    assert summary_of(out)["runs"][0]["best_so_far"] == run["best_so_far"]
 
 
 def test_a_program_runs_on_a_cluster(tmp_path, cluster):
     space, out = tmp_path / "space.toml", tmp_path / "run"
-    space.write_text("[x]\nlow = 0.0\nhigh = 1.0\n")
+    space.write_text("[x]\noptions = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]\n")
     command = f"{sys.executable} {PROGRAM} train {{x}} {{checkpoint_dir}}"
     asked = ["--command", command, "--space", space, "--metric", "val_acc=([0-9.]+)", "--quiet"]
-    asked += ["--searchers", "random", "--budget-minutes", 0.2, "--cluster", cluster.address]
+    asked += ["--searchers", "random", "--budget-minutes", 10, "--cluster", cluster.address]
     result = tune_py(*asked, "--out", out)
     assert result.exit_code == 0, result.stderr
     summary = summary_of(out)
     assert summary["slots"] == NODES
-    assert summary["runs"][0]["states"]["COMPLETED"] > 2
+    assert summary["runs"][0]["states"] == {"COMPLETED": 6}
     logs = [p.read_text() for p in (out / "checkpoints").glob("device-*.log")]
     assert all("val_acc=" in text for text in logs)
     assert len(logs) == NODES

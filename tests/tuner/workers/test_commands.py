@@ -56,6 +56,14 @@ def test_what_is_promoted_goes_on_from_its_checkpoint_dir(tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def test_a_program_that_has_nothing_left_to_do_has_ended_well():
+    """It trains for four epochs, whoever asks it to go on."""
+    longer = {"searcher": "random+asha", "min_epochs": 4, "eta": 2, "epochs": 8}
+    study = search(command("train"), minutes=0.08, **longer)
+    assert not [t.reason for t in study.trials if t.state is TrialState.FAILED]
+    assert [t for t in study.trials if t.state is TrialState.COMPLETED and t.epoch == 4]
+
+
 def test_no_shell_reads_an_argument():
     nasty = SearchSpace(x=Float(0.0, 1.0), text=Choice(("; exit 7", "$(exit 7) {x}", "'\" *")))
     whole = parsed(
