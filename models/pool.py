@@ -23,7 +23,7 @@ from models.layout import (
 )
 from tuner.trial import Trial
 from tuner.workers.messages import send
-from tuner.workers.pool import PooledWorker, Setup, WorkerPool
+from tuner.workers.pool import PooledWorker, Setup, WorkerPool, WorkerStartError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +202,15 @@ def accuracy_on_test(pool: WorkerPool, trial: Trial) -> float:
     """
     if trial.checkpoint is None:
         raise ValueError(f"trial {trial.number} has no checkpoint to test")
+    try:
+        return _accuracy_on_test(pool, replace(trial, midway=None))
+    except WorkerStartError as error:  # the search itself is not lost for that
+        raise ValueError(f"the winner could not be tested: {error}") from error
+
+
+def _accuracy_on_test(pool: WorkerPool, trial: Trial) -> float:
     pool.wait_until_ready()
-    worker = pool.ask(replace(trial, midway=None), "test")
+    worker = pool.ask(trial, "test")
     while True:
         for who, message in pool.messages():
             if message is not None and message["is"] in ("tested", "untestable"):
@@ -214,5 +221,7 @@ def accuracy_on_test(pool: WorkerPool, trial: Trial) -> float:
                 raise ValueError(f"the winner could not be tested: {message['reason']}")
             reason = pool.cause_of_death(who) if message is None else ""
             pool.take_note(who, message)
+            if message is None and who is worker and who.device in pool.lost:
+                return _accuracy_on_test(pool, trial)  # by one that is still there
             if message is None and who is worker:
                 raise ValueError(f"the winner could not be tested: {reason}")

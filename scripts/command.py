@@ -105,6 +105,9 @@ def search(
         trials = [t for row in store.runs() for t in store.trials(row)]
         pool.sweep({m.name for t in trials for m in (t.checkpoint, t.midway) if m})
         warm_up_ns = pool.start()
+        kind = pool.setup.devices[0].partition(":")[0]
+        if request.device == "auto":  # a resume goes on as it began
+            store.set_meta("request", {**vars(request), "device": kind})
         if store.meta("machine") is None:
             names = pool.setup.devices
             is_here = request.cluster is None

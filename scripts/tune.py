@@ -11,7 +11,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_RESUME_FLAGS = {"resume", "budget_minutes", "page", "quiet", "as_json"}
+_RESUME_FLAGS = {"resume", "budget_minutes", "cluster", "page", "quiet", "as_json"}
 _REPLAY_FLAGS = {
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
     *("fidelity", "min_epochs", "eta", "confirm", "stop"),
@@ -120,7 +120,10 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: runs/…")] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the run in this folder; only the budget may change."),
+        typer.Option(
+            help="Go on with the run in this folder; only the budget, and the address of a "
+            "cluster, may change."
+        ),
     ] = None,
     page: Annotated[
         bool, typer.Option("--page", help="Show the race in a browser while it runs.")
@@ -188,7 +191,7 @@ def main(
             refuse_others(context, _RESUME_FLAGS, "--resume")
             folder = resume
             budget = budget_minutes if "budget_minutes" in chosen else None
-            store, request = tuning.reopen(resume, budget)
+            store, request = tuning.reopen(resume, budget, cluster)
         elif command is not None:
             refuse_others(context, _COMMAND_FLAGS, "--command")
             asked |= {

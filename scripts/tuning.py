@@ -245,9 +245,16 @@ def reopen_model(folder: Path) -> tuple[Store, Request]:
 
 
 def reopen(
-    folder: Path, budget_minutes: float | None, *, is_model: bool = False
+    folder: Path,
+    budget_minutes: float | None,
+    cluster: str | None = None,
+    *,
+    is_model: bool = False,
 ) -> tuple[Store, Request | CommandRequest]:
-    """The study in a folder and what was asked for; only the budget may be another."""
+    """The study in a folder and what was asked for.
+
+    Only the budget, and where the cluster is, may be another.
+    """
     store = Store(folder / "study.sqlite", create=False)
     try:
         kept = store.meta("request")
@@ -262,6 +269,13 @@ def reopen(
             script = "tune.py" if is_model else "automl.py"
             raise ValueError(f"{folder} was begun by {script}; go on with {script} --resume")
         request = CommandRequest(**kept) if "command" in kept else Request(**kept)
+        if cluster is not None:
+            if request.cluster is None:
+                raise ValueError(
+                    f"the run in {folder} was begun on no cluster; leave out --cluster"
+                )
+            request = replace(request, cluster=cluster)
+            store.set_meta("request", vars(request))
         if budget_minutes is not None:
             request = replace(request, budget_minutes=budget_minutes)
             check_request(request)

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 from tuner.failpoints import Place, reach
 from tuner.foreign import not_through_a_link
@@ -44,6 +44,10 @@ class CannotWriteError(OSError):
             problem, remedy = "it is refused", "see who may write there, then go on"
         super().__init__(f"{path} cannot be written: {problem} ({reason}); {remedy}")
         self.path, self.number, self.reason = path, number, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again from its parts in another process, not from its text."""
+        return type(self), (self.path, self.number, self.reason)
 
     @classmethod
     def of(cls, path: Path | str, error: OSError) -> CannotWriteError:

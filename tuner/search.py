@@ -116,6 +116,8 @@ def tune(
     """
     refuse_while_loading()
     limits = (memory_gib, gpu_memory_gib, hung_after_minutes)
+    if cluster is not None:
+        device = device or "auto"
     workers = (
         None if device is None else Workers(device, device_count, slots, *limits, pickle, cluster)
     )

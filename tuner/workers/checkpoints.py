@@ -149,10 +149,13 @@ def copy_into(source: Path, target: Path) -> None:
 def read_files(checkpoint: Path) -> dict[str, bytes]:
     """All files of a checkpoint by their names below it, to be sent; its manifest too.
 
-    One that is a file itself is called `""`.
+    One that is a file itself is called `""`. Raises DamagedCheckpointError where it is missing,
+    ValueError or OSError where it cannot be read.
     """
     if checkpoint.is_file():
         return {_ITSELF: checkpoint.read_bytes()}
+    if not checkpoint.is_dir():
+        raise DamagedCheckpointError(f"checkpoint {checkpoint.name} is missing")
     return {str(path.relative_to(checkpoint)): path.read_bytes() for path in _files(checkpoint)}
 
 

@@ -5,13 +5,14 @@ charges: what comes over the wire is what a worker on this machine would say, an
 that it names; what goes is a trial, its configuration and the checkpoint that it goes on from.
 
 Readings of a node's monotonic clock are turned into readings of the driver's by an offset that is
-measured once: half a round trip is how far it can be off, at each of which a device changes hands.
-What a device was held for is always by the driver's own clock.
+measured once: half a round trip is how far it can be off, and what the clocks drift apart since.
+No reading is taken for later than the driver's own.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -22,16 +23,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from tuner.files import CannotWriteError
 from tuner.workers.checkpoints import read_files, verify, write_files
 from tuner.workers.control import DEADLINE
 from tuner.workers.host import Host, Started
 from tuner.workers.messages import check
 from tuner.workers.pool import PATIENCE_S, PooledWorker, Setup, WorkerPool, WorkerStartError
 
+Heard = tuple[int, PooledWorker, "dict[str, Any] | None"]
+"""When by the driver's clock a worker said something, which, and what: None where it died."""
+
 _POLL_S = 5.0  # how long a host waits for something to say before it says nothing
 _START_S = 600.0  # data may have to be fetched, and layouts measured
 _CLOSE_S = 10.0
 _KNOCK_S = 10.0
+_SILENT_S = 60.0  # beyond its patience, after which a host that says nothing is given up
 _PINGS = 5
 
 
@@ -51,7 +57,8 @@ class Place:
 def connect(address: str) -> None:
     """Join a Ray cluster: `auto`, `local` for one of this machine alone, or an address.
 
-    Raises ValueError where Ray is not installed, or there is no cluster.
+    This machine is one of its nodes. Raises ValueError where Ray is not installed, or there is no
+    cluster.
     """
     try:
         import ray
@@ -60,6 +67,8 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     try:
+        if address == "auto":  # as Ray takes it, which would wait for it for minutes
+            address = os.environ.get("RAY_ADDRESS", address)
         _knock(address)
         with _own_signals():
             ray.init(
@@ -139,7 +148,10 @@ class RayPool(WorkerPool):
         self._held_since: list[int] = []  # of each device, by the monotonic clock
         self._offsets: list[int] = []
         self._polls: dict[Any, int] = {}  # by the future of each, the device
-        self._changes: dict[tuple[int, int], dict[int, int]] = {}  # of control blocks, not sent yet
+        self._asked_at: dict[int, float] = {}  # of each device's poll, by the monotonic clock
+        self._end_of_all: WorkerStartError | None = None  # once no device is left
+        # Of the control blocks of a device's workers, in a life of theirs; not sent yet.
+        self._changes: dict[tuple[int, int, int], dict[int, int]] = {}
 
     def start(self) -> int:
         """Have a host hold each device, and wait until all workers are ready.
@@ -161,14 +173,21 @@ class RayPool(WorkerPool):
         import ray
 
         actor, first = ray.remote(Host), len(self._hosts)
-        self._held_since += [time.monotonic_ns()] * len(places)
         for place in places:
             self._hosts.append(_options(actor, place).remote(make, _setup_at(place, self.setup)))
-        starting = [host.start.remote() for host in self._hosts[first:]]
-        paces = []
+        starting, paces = [], []
+        for device, host in enumerate(self._hosts[first:], first):
+            try:
+                self._offsets.append(_offset(host))
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                raise WorkerStartError(
+                    f"{self.setup.devices[device]} was not to be had: others may use it ({error})"
+                ) from error
+            # What somebody else uses until now nobody pays for here.
+            self._held_since.append(time.monotonic_ns())
+            starting.append(host.start.remote())
         for device, future in enumerate(starting, first):
             try:
-                self._offsets.append(_offset(self._hosts[device]))
                 said: Started = ray.get(future, timeout=_START_S)
             except (ray.exceptions.RayError, TimeoutError) as error:
                 cause = getattr(error, "cause", None) or error
@@ -196,8 +215,10 @@ class RayPool(WorkerPool):
         """What workers said within a moment, oldest first; None where one died."""
         import ray
 
+        if self._end_of_all is not None:  # all that was said before has been heard
+            raise self._end_of_all
         self._flush()
-        heard: list[tuple[int, PooledWorker, dict[str, Any] | None]] = []
+        heard: list[Heard] = []
         done, _ = ray.wait(list(self._polls), num_returns=1, timeout=PATIENCE_S)
         more, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
         for poll in {*done, *more}:
@@ -209,37 +230,65 @@ class RayPool(WorkerPool):
                 continue
             self._listen(device)
             heard += [self._understand(device, *one) for one in said]
+        heard += self._bury_the_silent()
         heard.sort(key=lambda item: item[0])
         return ((worker, message) for _, worker, message in heard)
 
     def _listen(self, device: int) -> None:
         self._polls[self._hosts[device].poll.remote(_POLL_S)] = device
+        self._asked_at[device] = time.monotonic()
+
+    def _bury_the_silent(self) -> list[Heard]:
+        """Give up hosts that stopped answering: nobody else watches over them."""
+        import ray
+
+        last = time.monotonic() - _POLL_S - _SILENT_S
+        silent = [poll for poll, device in self._polls.items() if self._asked_at[device] < last]
+        if not silent:
+            return []
+        # Where this process was away itself the answers lie there.
+        _, silent = ray.wait(silent, num_returns=len(silent), timeout=0)
+        heard: list[Heard] = []
+        for poll in silent:
+            device = self._polls.pop(poll)
+            ray.kill(self._hosts[device])
+            heard += self._bury(device, TimeoutError(f"it said nothing for {_SILENT_S:.0f} s"))
+        return heard
 
     def _understand(
         self, device: int, index: int, message: dict[str, Any], files: Mapping[str, bytes]
-    ) -> tuple[int, PooledWorker, dict[str, Any] | None]:
-        """What a worker said, by the driver's clock, its checkpoint on the driver's disk."""
+    ) -> Heard:
+        """What a worker said, by the driver's clock, its checkpoint on the driver's disk.
+
+        Where the disk here refuses it that is what the worker is taken to have said.
+        """
         worker = self._workers_of(device)[index]
-        at = int(message["at"]) - self._offsets[device]
+        at = min(int(message["at"]) - self._offsets[device], time.monotonic_ns())
         if message["is"] == "died":
             worker.last_words, worker.is_hung = str(message["reason"]), bool(message["hung"])
             return at, worker, None
         check(message)
-        if files:
+        if message["is"] == "unwritable":
+            where = f"{message['path']} on the node of {self.setup.devices[device]}"
+            message = {**message, "path": where}
+        if message.get("checkpoint"):
             name, sha256 = message["checkpoint"]
-            write_files(self.setup.directory, name, files)
+            try:
+                write_files(self.setup.directory, name, files)
+            except CannotWriteError as error:
+                why = {"path": str(error.path), "number": error.number, "reason": error.reason}
+                return at, worker, {"is": "unwritable", "at": at, **why}
             verify(self.setup.directory / name, sha256)
         return at, worker, {**message, "at": at}
 
-    def _bury(
-        self, device: int, error: Exception
-    ) -> list[tuple[int, PooledWorker, dict[str, Any] | None]]:
+    def _bury(self, device: int, error: Exception) -> list[Heard]:
         """A host is gone, with its workers, and mostly with the node that it was on."""
         self.lost.add(device)
         lines = str(error).strip().splitlines()
         reason = f"{self.setup.devices[device]} is gone: {lines[0] if lines else error}"
         if len(self.lost) == len(self.setup.devices):
-            raise WorkerStartError(f"no device of the cluster is left; the last: {reason}")
+            lost = f"no device of the cluster is left; the last: {reason}"
+            self._end_of_all = WorkerStartError(lost)
         for worker in self._workers_of(device):
             worker.last_words = reason
         return [(time.monotonic_ns(), worker, None) for worker in self._workers_of(device)]
@@ -255,10 +304,12 @@ class RayPool(WorkerPool):
         """Its host has started another already; False where the host is gone too."""
         worker.is_ready, worker.jobs, worker.last_words = False, {}, ""
         worker.busy_since, worker.is_hung = None, False
+        block: Any = worker.block
+        block.life += 1
         if worker.device in self.lost:
             self.workers = [other for other in self.workers if other is not worker]
             return False
-        self._change(worker.device, _index_of(worker), DEADLINE, worker.block.words[DEADLINE])
+        self._change(worker.device, block, DEADLINE, worker.block.words[DEADLINE])
         return True
 
     def tell(self, worker: PooledWorker, order: dict[str, Any]) -> None:
@@ -267,7 +318,8 @@ class RayPool(WorkerPool):
         files = {}
         if order["from"] is not None:
             files = self._read(order["from"][0])
-        self._hosts[worker.device].give.remote(_index_of(worker), order, files)
+        block: Any = worker.block
+        self._hosts[worker.device].give.remote(block.index, block.life, order, files)
 
     def _read(self, name: str) -> dict[str, bytes]:
         try:
@@ -284,45 +336,54 @@ class RayPool(WorkerPool):
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
         for device, (host, logs) in enumerate(zip(self._hosts, closing, strict=True)):
             with suppress(ray.exceptions.RayError):  # one that is gone has none left
-                for index, text in enumerate(ray.get(logs, timeout=0)):
+                for index, text in ray.get(logs, timeout=0).items():
                     name = f"device-{device}-worker-{index}.log"
-                    (self.setup.directory / name).write_text(text)
+                    with (
+                        suppress(OSError),  # a disk that is full has its say elsewhere
+                        open(self.setup.directory / name, "a") as file,
+                    ):
+                        file.write(text)
             ray.kill(host)
         self._hosts.clear()
         self._polls.clear()
         self.workers.clear()
 
-    def _change(self, device: int, index: int, word: int, value: int) -> None:
+    def _change(self, device: int, block: _RemoteBlock, word: int, value: int) -> None:
         """Note a change of a control block; sent with what is done next, as from a signal."""
         if word == DEADLINE:
             value = min(value + self._offsets[device], (1 << 63) - 1)
-        self._changes.setdefault((device, index), {})[word] = value
+        self._changes.setdefault((device, block.index, block.life), {})[word] = value
 
     def _flush(self) -> None:
         changes, self._changes = self._changes, {}
-        for (device, index), words in changes.items():
+        for (device, index, life), words in changes.items():
             if device not in self.lost:
-                self._hosts[device].set_words.remote(index, words)
+                self._hosts[device].set_words.remote(index, life, words)
 
 
 class _RemoteBlock:
-    """A worker's control block, which is on another machine."""
+    """A worker's control block, which is on another machine.
+
+    Attributes:
+        index: of the worker, on its host.
+        life: how often the worker was started anew, as far as the driver knows.
+    """
 
     def __init__(self, pool: RayPool, device: int, index: int) -> None:
-        self.index, self.fd = index, -1
-        self.words = _RemoteWords(pool, device, index)
+        self.index, self.life, self.fd = index, 0, -1
+        self.words = _RemoteWords(pool, device, self)
 
 
 class _RemoteWords(dict[int, int]):
     """The words of a remote block as they were last set here; nobody asks for the worker's own."""
 
-    def __init__(self, pool: RayPool, device: int, index: int) -> None:
+    def __init__(self, pool: RayPool, device: int, block: _RemoteBlock) -> None:
         super().__init__({DEADLINE: (1 << 63) - 1})
-        self._pool, self._device, self._index = pool, device, index
+        self._pool, self._device, self._block = pool, device, block
 
     def __setitem__(self, word: int, value: int) -> None:
         super().__setitem__(word, value)
-        self._pool._change(self._device, self._index, word, value)
+        self._pool._change(self._device, self._block, word, value)
 
 
 def _options(actor: Any, place: Place) -> Any:
@@ -342,11 +403,6 @@ def _setup_at(place: Place, setup: Setup) -> Setup:
     """What the workers of a place are: its only device is the first that they see."""
     name = "cuda:0" if place.kind == "cuda" else "cpu"
     return replace(setup, devices=(name,), cores=max(1, int(place.cores)))
-
-
-def _index_of(worker: PooledWorker) -> int:
-    block: Any = worker.block
-    return int(block.index)
 
 
 def _offset(host: Any) -> int:

@@ -141,7 +141,9 @@ class Workers:
         from tuner.workers.cluster import connect, find_places
 
         connect(self.cluster or "")
-        return find_places(self.device, self.device_count)
+        places = find_places(self.device, self.device_count)
+        self._check_memory(places[0].kind)
+        return places
 
     def find_devices(self) -> list[str]:
         """The devices of this machine that are meant; raises ValueError as `check` does."""
@@ -152,9 +154,12 @@ class Workers:
                 f"device_count is {self.device_count}, and {self.device!r} stands for "
                 f"{len(devices)} here: {', '.join(devices)}"
             )
-        if self.gpu_memory_gib is not None and devices[0] == "cpu":
-            raise ValueError("gpu_memory_gib limits a GPU's memory, and there is none in use")
+        self._check_memory(devices[0])
         return devices[: self.device_count]
+
+    def _check_memory(self, device: str) -> None:
+        if self.gpu_memory_gib is not None and device == "cpu":
+            raise ValueError("gpu_memory_gib limits a GPU's memory, and there is none in use")
 
     def _check_numbers(self) -> None:
         for name in ("device_count", "slots"):

@@ -90,6 +90,8 @@ class WorkerRunner:
     def _set_deadline(self, now: int) -> None:
         """When all devices that are there will together have used what is left."""
         there = [meter for meter in self._meters if not meter.is_over]
+        if not there:
+            return
         left_ns = self._allowance_ns - sum(meter.held_at(now) for meter in self._meters)
         self._deadline = now + left_ns // len(there)
         for worker in self._pool.workers:
@@ -206,13 +208,16 @@ class WorkerRunner:
         events = []
         if meter.has(worker.start_key):  # it was not even ready
             events.append(self._paid(None, Kind.LOST, meter.drop(worker.start_key, at)))
-        in_company = len(jobs) > 1
+        is_lost = worker.device in self._pool.lost  # with its machine: none of them did it
+        in_company = len(jobs) > 1 or is_lost
         kind = EventKind.HUNG if worker.is_hung and not in_company else EventKind.INTERRUPTED
         for job in jobs:
             lost = self._paid(job.trial.number, Kind.LOST, meter.drop(job.id, at))
             event = lost._replace(kind=kind, ends=True, reason=reason, is_suspect=in_company)
             events.append(event)
-        if in_company:
+        if is_lost:
+            self._suspects -= {job.trial.number for job in jobs}
+        elif in_company:
             self._suspects |= {job.trial.number for job in jobs}
             self._unexplained += 1
             if self._unexplained > 1:  # nobody did it alone: so many together are too many
