@@ -43,6 +43,7 @@ _KNOBS: Mapping[str, Domain] = {
     "momentum": Float(0.0, 0.98),
     "label_smoothing": Float(0.0, 0.2),
     "batch_size": Float(16.0, 512.0, log=True),
+    **{f"knob_{i}": Float(0.0, 1.0) for i in range(7, 13)},
 }
 MOST_IDLE = 8
 
@@ -151,7 +152,8 @@ def _space(dimensions: int) -> SearchSpace:
 
 def _smooth(dimensions: int) -> Synthetic:
     space = _space(dimensions)
-    summits = np.array([[0.68, 0.55, 0.4, 0.6, 0.3, 0.5][:dimensions]])
+    summit = [0.68, 0.55, 0.4, 0.6, 0.3, 0.5, 0.35, 0.65, 0.45, 0.7, 0.25, 0.55]
+    summits = np.array([summit[:dimensions]])
     about = "One broad hill; its top is a step before the cliff."
     trained = _hills([0.37], [0.28], summits)
     return Synthetic("smooth", about, space, trained, summits, cliff=0.86)
@@ -161,11 +163,11 @@ def _bumpy(dimensions: int) -> Synthetic:
     space = _space(dimensions)
     summits = np.array(
         [
-            [0.70, 0.18, 0.70, 0.25, 0.60, 0.40],
-            [0.45, 0.70, 0.35, 0.65, 0.30, 0.75],
-            [0.70, 0.62, 0.25, 0.40, 0.80, 0.20],
-            [0.30, 0.30, 0.80, 0.75, 0.45, 0.55],
-            [0.12, 0.80, 0.55, 0.15, 0.15, 0.85],
+            [0.70, 0.18, 0.70, 0.25, 0.60, 0.40, 0.30, 0.75, 0.55, 0.20, 0.65, 0.35],
+            [0.45, 0.70, 0.35, 0.65, 0.30, 0.75, 0.60, 0.25, 0.70, 0.55, 0.40, 0.80],
+            [0.70, 0.62, 0.25, 0.40, 0.80, 0.20, 0.75, 0.45, 0.30, 0.65, 0.20, 0.50],
+            [0.30, 0.30, 0.80, 0.75, 0.45, 0.55, 0.40, 0.60, 0.15, 0.80, 0.50, 0.25],
+            [0.12, 0.80, 0.55, 0.15, 0.15, 0.85, 0.50, 0.35, 0.80, 0.40, 0.75, 0.65],
         ]
     )[:, :dimensions]
     heights, widths = [0.37, 0.26, 0.23, 0.20, 0.16], [0.12, 0.14, 0.13, 0.16, 0.14]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from landscapes.synthetic import CHANCE, FORMULAS, make_landscape, ridge_at
 
 NAMES = ["bumpy", "cliff", "deceptive", "flat", "ridge", "smooth"]
-LARGEST = {name: 9 if name == "ridge" else 6 for name in NAMES}
+LARGEST = {name: 9 if name == "ridge" else 12 for name in NAMES}
 SMALLEST = {name: 2 if name == "ridge" else 1 for name in NAMES}
 units = st.floats(0.0, 1.0)
 

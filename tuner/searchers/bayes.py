@@ -11,6 +11,7 @@ from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import START, Belief, Outlook, Surrogate
 from tuner.searchers.threads import one_thread
+from tuner.searchers.trust_region import trust_region
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
 from tuner.trial import TrialState
@@ -58,8 +59,10 @@ class BayesSearcher:
             except FitError as error:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
-                value = outlook.log_improvement
-                around = Candidates.around(self._space, value, outlook.centres, history, seed)
+                value, centres = outlook.log_improvement, outlook.centres
+                lengths = outlook.posterior.covariance.lengths
+                box = trust_region(self._space, history, centres[0], lengths)
+                around = Candidates.around(self._space, value, centres, history, seed, box)
                 return around.several(outlook.improvements, count)
         return [draw_new(self._space, self._seed, "bayes-fallback", history)]
 

@@ -13,6 +13,7 @@ from tuner.history import HistoryView
 from tuner.searchers.base import config_key, tried
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import Improvements
+from tuner.searchers.trust_region import WHOLE, Box
 from tuner.seeding import derive_seed
 from tuner.space import Choice, Config, SearchSpace, Units
 
@@ -89,9 +90,11 @@ class Candidates:
         centres: Units,
         history: HistoryView,
         seed: int,
+        box: Box = WHOLE,
     ) -> Candidates:
         """Sobol points and perturbed `centres` (`c x d`), and closer and closer to the best.
 
+        All of them are in the box, but for the space's steps and what is left of a small space.
         Steps beyond a knob's range end at its end, where optima often are. There are no gradients
         in this, so that integers and options are searched as such. Raises SpaceExhausted where
         nothing is left.
@@ -101,17 +104,18 @@ class Candidates:
         widths = generator.choice(_WIDTHS, size=(len(start), 1))
         if space.cardinality is not None:
             few = space.cardinality <= _COUNTABLE
-            near = None if few else _perturbed(space, start, widths, generator)
-            units = space.to_unit(_untried(space, near, history, seed))
+            near = None if few else box.clipped(_perturbed(space, start, widths, generator))
+            units = space.to_unit(_untried(space, near, history, seed, box))
             return cls(space, units, acquisition(units), np.empty((0, len(space))))
-        near = _perturbed(space, start, widths, generator)
-        units = space.snap(np.concatenate([sobol(space, seed, _RAW_POINTS), near]))
+        near = box.clipped(_perturbed(space, start, widths, generator))
+        drawn = box.within(sobol(space, seed, _RAW_POINTS))
+        units = space.snap(np.concatenate([drawn, near]))
         values = acquisition(units)
         for width in _REFINEMENTS:
             best = np.argsort(-values, kind="stable")[:_KEPT]
             start = np.repeat(units[best], _CHILDREN, axis=0)
             widths = width * generator.choice([0.3, 1.0], size=(len(start), 1))
-            children = space.snap(_perturbed(space, start, widths, generator))
+            children = space.snap(box.clipped(_perturbed(space, start, widths, generator)))
             units = np.concatenate([units, children])
             values = np.concatenate([values, acquisition(children)])
         return cls(space, units, values, space.to_unit([t.config for t in history]))
@@ -145,14 +149,15 @@ class Candidates:
 
 
 def _untried(
-    space: SearchSpace, near: Units | None, history: HistoryView, seed: int
+    space: SearchSpace, near: Units | None, history: HistoryView, seed: int, box: Box
 ) -> list[Config]:
     """Configurations of a finite space: all of a small one, some of a large one."""
     configs: list[Config]
     if near is None:
         configs = list(space.grid(max(domain.cardinality or 1 for domain in space.values())))
     else:
-        configs = list(space.from_unit(np.concatenate([sobol(space, seed, _RAW_POINTS), near])))
+        drawn = box.within(sobol(space, seed, _RAW_POINTS))
+        configs = list(space.from_unit(np.concatenate([drawn, near])))
     seen = tried(space, history)
     each = {config_key(space, c): c for c in configs}  # many points snap onto one configuration
     configs = [c for key, c in each.items() if key not in seen]

@@ -96,6 +96,7 @@ class Covariance:
     Attributes:
         theta: the hyperparameters, p logarithms.
         noise: the variance of the scores' noise.
+        lengths: the lengthscales of the ordered knobs.
     """
 
     def __init__(self, kernel: Kernel, theta: Array) -> None:
@@ -103,7 +104,7 @@ class Covariance:
         knobs, options = len(kernel.ordered), len(kernel.choices)
         values = np.exp(theta)
         self.noise, self._size, self._epochs_length = values[:3].tolist()
-        self._lengths, self._option_lengths, rest = np.split(values[3:], [knobs, knobs + options])
+        self.lengths, self._option_lengths, rest = np.split(values[3:], [knobs, knobs + options])
         self._slopes_size = float(rest[0]) if knobs else 0.0
         self._slope_epochs_length = float(rest[1]) if knobs else 1.0
         self._slope_lengths = rest[2:]
@@ -134,7 +135,7 @@ class Covariance:
             x = a[:, self._kernel.ordered]
             # sum_ij W_ij (x_i - x_j)^2 of each knob, without an n x n array for each.
             ends = (pull.sum(0) + pull.sum(1)) @ x**2
-            found += ((ends - 2 * ((pull @ x) * x).sum(0)) / self._lengths**2).tolist()
+            found += ((ends - 2 * ((pull @ x) * x).sum(0)) / self.lengths**2).tolist()
         for at, length in zip(self._kernel.choices, self._option_lengths, strict=True):
             differs = a[:, None, at] != a[None, :, at]
             found.append(mass[differs].sum() / (length * len(self._option_lengths)))
@@ -158,7 +159,7 @@ class Covariance:
             common = common * np.exp(-((a[:, None, at] != b[None, :, at]) / by).mean(-1))
         if not kernel.ordered:
             return np.broadcast_to(common, (len(a), len(b))).copy(), common
-        at, by = list(kernel.ordered), self._lengths
+        at, by = list(kernel.ordered), self.lengths
         r = cdist(a[:, at] / by, b[:, at] / by)
         r *= math.sqrt(5)
         fall = np.exp(-r)
