@@ -11,7 +11,7 @@ from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import START, Belief, Outlook, Surrogate
 from tuner.searchers.threads import one_thread
-from tuner.searchers.trust_region import trust_region
+from tuner.searchers.trust_region import SPREAD, has_region, region_of
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace
 from tuner.trial import TrialState
@@ -60,8 +60,7 @@ class BayesSearcher:
                 self.fallback = f"the model could not be fitted ({type(error).__name__}): random"
             else:
                 value, centres = outlook.log_improvement, outlook.centres
-                lengths = outlook.posterior.covariance.lengths
-                box = trust_region(self._space, history, centres[0], lengths)
+                box = region_of(outlook, history)
                 around = Candidates.around(self._space, value, centres, history, seed, box)
                 return around.several(outlook.improvements, count)
         return [draw_new(self._space, self._seed, "bayes-fallback", history)]
@@ -80,7 +79,8 @@ class BayesSearcher:
         # One length of curve has nothing to say of another; where all ended alike, or too few
         # have ended for a model, whatever has been seen of the others is data as well.
         ladder = rung_epochs(1, full, _LADDER) if stops_early or len(ended) < 2 else ()
-        return Outlook(self._surrogate, history, full, ladder, in_hand=False, spread=_SPREAD)
+        spread = SPREAD if has_region(self._space) else _SPREAD
+        return Outlook(self._surrogate, history, full, ladder, in_hand=False, spread=spread)
 
 
 def belief_of(

@@ -55,12 +55,13 @@ def maximise(
     centres: Units,
     history: HistoryView,
     seed: int,
+    box: Box = WHOLE,
 ) -> tuple[Config, float]:
     """The best unvisited configuration that was found, and its acquisition value.
 
     Raises SpaceExhausted where nothing is left.
     """
-    candidates = Candidates.around(space, acquisition, centres, history, seed)
+    candidates = Candidates.around(space, acquisition, centres, history, seed, box)
     best = candidates.pick(candidates.values)
     return candidates.config(best), float(candidates.values[best])
 

@@ -24,6 +24,7 @@ from tuner.searchers.fit import FitError
 from tuner.searchers.random import draw_new
 from tuner.searchers.surrogate import Belief, Outlook, Surrogate
 from tuner.searchers.threads import one_thread
+from tuner.searchers.trust_region import SPREAD, has_region, region_of
 from tuner.seeding import derive_seed
 from tuner.space import Config, SearchSpace, Units
 from tuner.trial import Trial, TrialState
@@ -78,7 +79,8 @@ class FreezeThawSearcher:
 
     def _look(self, history: HistoryView) -> Outlook:
         rungs = self._rungs(history)
-        return Outlook(self._surrogate, history, rungs[-1], rungs, in_hand=True, spread=_SPREAD)
+        spread = SPREAD if has_region(self._space) else _SPREAD
+        return Outlook(self._surrogate, history, rungs[-1], rungs, in_hand=True, spread=spread)
 
     def _rungs(self, history: HistoryView) -> Sequence[int]:
         if self._given_rungs is not None:
@@ -126,9 +128,8 @@ class FreezeThawSearcher:
             value = -np.inf
             if not history.is_exhausted:
                 with suppress(SpaceExhausted):
-                    config, value = maximise(
-                        self._space, partial(price.of_new, outlook), outlook.centres, history, seed
-                    )
+                    new, box = partial(price.of_new, outlook), region_of(outlook, history)
+                    config, value = maximise(self._space, new, outlook.centres, history, seed, box)
         if paused and going_on.max() >= value:
             return _resume(paused[int(np.argmax(going_on))], rungs)
         return _Decision(Done() if history.is_exhausted else Sample(rungs[0]), config)

@@ -15,10 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.history import HistoryView
-from tuner.searchers.surrogate import START
+from tuner.searchers.surrogate import START, Outlook
 from tuner.space import Choice, SearchSpace, Units
 
 FEWEST_KNOBS = 8
+SPREAD = 1.0
+"""Of an improvement's standard deviation where there is a region, see Outlook.
+
+The wider ones keep a search from staying where it is, which here the region decides.
+"""
 _FIRST, _LEAST, _MOST = 0.8, 0.5**7, 1.6  # sides, of the unit cube; as in the paper's section 3
 _SUCCESSES = 3  # in a row, after which it grows
 _FEWEST_FAILURES = 4  # in a row, after which it shrinks; or one for each knob
@@ -44,6 +49,17 @@ class Box:
 WHOLE = Box()
 
 
+def has_region(space: SearchSpace) -> bool:
+    """Whether proposals are sought near the best so far, and not in the whole space."""
+    return len(space) >= FEWEST_KNOBS and not all(isinstance(d, Choice) for d in space.values())
+
+
+def region_of(outlook: Outlook, history: HistoryView) -> Box:
+    """The box around what the model takes for the best so far."""
+    lengths = outlook.posterior.covariance.lengths
+    return trust_region(outlook.space, history, outlook.centres[0], lengths)
+
+
 def trust_region(
     space: SearchSpace,
     history: HistoryView,
@@ -59,9 +75,9 @@ def trust_region(
         lengths: the model's lengthscales of all knobs but choices, in their order: the box is
             long where the model is smooth. An option has no neighbours, and all are in it.
     """
-    ordered = [i for i, domain in enumerate(space.values()) if not isinstance(domain, Choice)]
-    if len(space) < FEWEST_KNOBS or not ordered:
+    if not has_region(space):
         return WHOLE
+    ordered = [i for i, domain in enumerate(space.values()) if not isinstance(domain, Choice)]
     half = np.full(len(space), np.inf)
     # L_i = lambda_i L / (prod_j lambda_j)^(1 / d)
     relative = lengths / np.exp(np.log(lengths).mean())
