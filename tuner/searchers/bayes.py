@@ -31,6 +31,7 @@ class BayesSearcher:
       reached; the improvement is always sought at the full length.
     - Trials in flight are believed to yield what the model expects of them.
     - An improvement counts as much as its configuration is likely to be feasible.
+    - With many knobs it is sought near the best so far: see `trust_region`.
     - Where the model cannot be fitted the proposal is a random draw, and `fallback` says so.
     """
 

@@ -46,7 +46,8 @@ class FreezeThawSearcher:
     where EI is the improvement that is expected at the last epoch over the best that is in hand,
     a new trial has all its epochs left and a paused one what is left of them. Their cost, which is
     predicted from what was paid, only counts where the budget can no longer pay for it: what is
-    cheap is soon known, and what is good may be dear (see this folder's README).
+    cheap is soon known, and what is good may be dear (see this folder's README). With many knobs
+    what could be begun is near the best so far: see `trust_region`.
 
     Args:
         space: of the configurations.
