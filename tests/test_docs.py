@@ -95,7 +95,7 @@ def serve(folder):
     assert "http://127.0.0.1:" in output
 
 
-LONG = ("automl", "compare", "gpu-box")  # real training by commands that other tests run too
+LONG = ("automl", "cluster", "compare", "gpu-box")  # real training by commands that other tests run too
 
 
 @pytest.mark.parametrize(
