@@ -95,7 +95,8 @@ def serve(folder):
     assert "http://127.0.0.1:" in output
 
 
-LONG = ("automl", "cluster", "compare", "gpu-box")  # real training by commands that other tests run too
+# Real training by commands that other tests run too:
+LONG = ("automl", "cluster", "compare", "gpu-box")
 
 
 @pytest.mark.parametrize(
