@@ -96,7 +96,7 @@ def serve(folder):
 
 
 # Real training by commands that other tests run too:
-LONG = ("automl", "cluster", "compare", "gpu-box")
+LONG = ("automl", "cluster", "compare", "friends", "gpu-box", "landscapes")
 
 
 @pytest.mark.parametrize(
