@@ -20,7 +20,6 @@ from tuner.workers.devices import count_cores, find_devices
 
 if TYPE_CHECKING:
     from models.pool import Pace
-    from tuner.workers.cluster import Place
     from tuner.workers.pool import WorkerPool
 
 
@@ -47,6 +46,8 @@ class TrainingRequest:
     def kinds(self) -> set[str]:
         """What the devices that are meant are: `cpu` or `cuda`; ValueError where one is missing."""
         if self.cluster is not None:
+            from tuner.workers.cluster import places_of
+
             return {place.kind for place in places_of(self.cluster, self.device)}
         return {device.partition(":")[0] for device in find_devices(self.device)}
 
@@ -96,20 +97,13 @@ def _pool(request: TrainingRequest, directory: Path) -> WorkerPool:
     began_with = request.devices or [request.device]
     if request.cluster is not None:
         from models.cluster import TrainingRayPool
+        from tuner.workers.cluster import places_of
 
         kind = began_with[0].partition(":")[0] if request.devices else request.device
         return TrainingRayPool(setup, places_of(request.cluster, kind), layout)
     devices = tuple(found for name in began_with for found in find_devices(name))
     cache = default_root().parent / "layouts.json"
     return TrainingPool(replace(setup, devices=devices), layout, cache)
-
-
-def places_of(cluster: str, device: str) -> list[Place]:
-    """The devices of a cluster that are meant; raises ValueError where there is none."""
-    from tuner.workers.cluster import connect, find_places
-
-    connect(cluster)
-    return find_places(device, None)
 
 
 def _names(pool: WorkerPool, request: TrainingRequest) -> list[str]:

@@ -89,6 +89,15 @@ def _knock(address: str) -> None:
             pass
 
 
+def places_of(cluster: str, device: str, device_count: int | None = None) -> list[Place]:
+    """The devices of the cluster at an address, which is joined.
+
+    Raises ValueError as `connect` and `find_places` do.
+    """
+    connect(cluster)
+    return find_places(device, device_count)
+
+
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Keep this process's handlers, in whose place Ray may put its own."""
@@ -325,7 +334,7 @@ class RayPool(WorkerPool):
         try:
             return read_files(self.setup.directory / name)
         except (OSError, ValueError):
-            return {}  # the worker finds nothing that fits its hash, and says so
+            return {}  # the host says that it did not come along, and the trial is interrupted
 
     def close(self) -> None:
         """End all workers, and give the devices back to the cluster."""

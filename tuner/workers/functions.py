@@ -138,10 +138,9 @@ class Workers:
         return RayPool(setup, self._find_places(), self.slots)
 
     def _find_places(self) -> Any:
-        from tuner.workers.cluster import connect, find_places
+        from tuner.workers.cluster import places_of
 
-        connect(self.cluster or "")
-        places = find_places(self.device, self.device_count)
+        places = places_of(self.cluster or "", self.device, self.device_count)
         self._check_memory(places[0].kind)
         return places
 
