@@ -15,15 +15,16 @@ SCRIPT = ROOT / "scripts" / "tune.py"
 LEDGER = ["train", "evaluate", "warm_up", "checkpoint", "search", "lost"]
 
 
-def load_app():
+def load_script():
     spec = importlib.util.spec_from_file_location("tune_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["tune_script"] = module
     spec.loader.exec_module(module)
-    return module.app
+    return module
 
 
-APP = load_app()
+_TUNE = load_script()
+APP, RUN = _TUNE.app, _TUNE.run
 
 
 def tune(*arguments):
