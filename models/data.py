@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models import own_images
+from models import kept, own_images
 from models.splits import held_out_size, stratified
 from tuner.arrays import arrays_in
 from tuner.files import waiting_lock
@@ -30,6 +30,7 @@ SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 _SPLIT_SEED = 20_201
 _PARTS = ("train", "validation", "test")
+_KEPT_PARTS = ("train", "test")
 _SAMPLE_KINDS = {f"{part}_{what}": "u" for part in _PARTS for what in ("images", "labels")}
 _MOST_SAMPLE, _MOST_PIXELS = 16 << 20, 16_000_000
 
@@ -122,11 +123,15 @@ def prepare(name: str, root: Path) -> str:
     with waiting_lock(root / ".lock"):
         if is_own:
             own_images.convert(name, root)
-            return name
-        if name == "fashion_mnist":
-            _unpack_fashion_mnist(root)
-        _open(name, root, train=True, download=True)
-        _open(name, root, train=False, download=True)
+        elif not (target := _kept_at(name, root)).exists():
+            if name == "fashion_mnist":
+                _unpack_fashion_mnist(root)
+            parts = {part: _fetched(name, root, part, download=True) for part in _KEPT_PARTS}
+            kept.write(
+                target,
+                {f"{part}_images": split.images for part, split in parts.items()}
+                | {f"{part}_labels": split.labels for part, split in parts.items()},
+            )
     return name
 
 
@@ -148,7 +153,7 @@ def load(name: str, root: Path, *, merged: bool = False) -> ImageData:
 def _load(name: str, root: Path) -> ImageData:
     if name == "sample":
         return ImageData(name, _sample("train"), _sample("validation"), 10, flips=True)
-    full = _open(name, root, train=True, download=False)
+    full = _open(name, root, "train")
     held_out, rest = stratified(full.labels, [held_out_size(len(full))], _SPLIT_SEED)
     return ImageData(
         name,
@@ -164,13 +169,13 @@ def load_test(name: str, root: Path) -> Split:
     """The test set: for the winner of a search, once."""
     if name == "sample":
         return _sample("test")
-    return _open(name, root, train=False, download=False)
+    return _open(name, root, "test")
 
 
 def class_names(name: str, root: Path) -> list[str]:
     """What the classes are called, as far as anybody knows."""
     if name not in DATA_SETS:
-        return [str(n) for n in own_images.arrays_of(name, root, ("classes",))["classes"]]
+        return [str(n) for n in kept.read(_kept_at(name, root), ("classes",))["classes"]]
     import torchvision
 
     source = _SOURCES["fashion_mnist" if name == "sample" else name].torchvision
@@ -193,19 +198,29 @@ def _sample(part: str) -> Split:
     return Split(images[:, None], labels.astype(np.int64))
 
 
-def _open(name: str, root: Path, *, train: bool, download: bool) -> Split:
-    """One part of a data set; ValueError where it is not there."""
-    if name not in _SOURCES:
-        part = "train" if train else "test"
-        names = (f"{part}_images", f"{part}_labels")
-        arrays = own_images.arrays_of(name, root, names)
-        return Split(*(arrays[name] for name in names))
+def _kept_at(name: str, root: Path) -> Path:
+    """Where `prepare` keeps a data set as arrays; of torchvision's made once, like its files."""
+    return root / "arrays" / f"{name}.npz" if name in _SOURCES else own_images.kept_at(name, root)
+
+
+def _open(name: str, root: Path, part: str) -> Split:
+    """`train` or `test` of a data set; ValueError where it is not there."""
+    target = _kept_at(name, root)
+    if name in _SOURCES and not target.exists():  # nobody has prepared it
+        return _fetched(name, root, part, download=False)
+    names = (f"{part}_images", f"{part}_labels")
+    arrays = kept.read(target, names)
+    return Split(*(arrays[name] for name in names))
+
+
+def _fetched(name: str, root: Path, part: str, *, download: bool) -> Split:
+    """A part of one of torchvision's sets, from its own files."""
     import torchvision
 
     source = _SOURCES[name]
     try:
         data = getattr(torchvision.datasets, source.torchvision)(
-            str(root), download=download, **source.part(train)
+            str(root), download=download, **source.part(part == "train")
         )
     except (RuntimeError, OSError, AssertionError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -243,7 +258,7 @@ def _unpack_fashion_mnist(root: Path) -> None:
 def make_sample(root: Path, path: Path = SAMPLE) -> dict[str, Any]:
     """Write the embedded sample from the full Fashion-MNIST, and return its card."""
     prepare("fashion_mnist", root)
-    full, test = (_open("fashion_mnist", root, train=t, download=False) for t in (True, False))
+    full, test = (_open("fashion_mnist", root, part) for part in _KEPT_PARTS)
     train, validation, _ = stratified(full.labels, [10_000, 2_000], _SPLIT_SEED)
     tested, _ = stratified(test.labels, [2_000], _SPLIT_SEED)
     parts = {"train": (full, train), "validation": (full, validation), "test": (test, tested)}

@@ -7,7 +7,6 @@ later trains on what it began with, or says that it cannot.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import kept
+from models.kept import Arrays
 from models.splits import held_out_size, stratified
 from tuner.arrays import arrays_in
-from tuner.files import write_atomically
 from tuner.foreign import read_capped
 
 if TYPE_CHECKING:
@@ -31,16 +31,8 @@ _NAMED = re.compile(r"(.*)#([0-9a-f]{16})", re.DOTALL)  # where from, and what w
 _SIDE, _LARGEST_KEPT = 64, 64  # pixels
 _SPLIT_SEED = 20_202  # not the one by which validation is set aside
 _LEAST_OF_A_CLASS = 6  # of which one is to test and one to validate on
-_MOST_BYTES, _MOST_PIXELS = 2 << 30, 4_000_000_000
 MOST_SIDE, MOST_CLASSES = 1024, 100_000  # that a network of ours takes
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
-_KINDS = {
-    **{f"{part}_images": "u" for part in ("train", "test")},
-    **{f"{part}_labels": "iu" for part in ("train", "test")},
-    "classes": "U",
-}
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def is_own(name: str) -> bool:
@@ -68,7 +60,7 @@ def named(name: str, root: Path) -> str:
     copy and it has changed, and where there is nothing to train on.
     """
     before = _parts(name)[1]
-    if before and _target(name, root).exists():
+    if before and kept_at(name, root).exists():
         return name
     path = where(name).resolve()
     if path.is_dir():
@@ -77,39 +69,26 @@ def named(name: str, root: Path) -> str:
         listing = [(file, label, stat.st_size, stat.st_mtime_ns) for file, label, stat in each]
         digest = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     else:
-        digest = hashlib.sha256(read_capped(path, _MOST_BYTES)).hexdigest()[:16]
+        digest = hashlib.sha256(read_capped(path, kept.MOST_BYTES)).hexdigest()[:16]
     if before and before != digest:
         raise ValueError(f"{path} has changed since this run began; begin a new one")
     return f"{path}#{digest}"
 
 
 def convert(name: str, root: Path) -> None:
-    """Make the file that `arrays_of` reads, where it is not there; `name` is as `named` gave it.
+    """Make the file at `kept_at`, where it is not there; `name` is as `named` gave it.
 
     Raises ValueError, naming the file, where what is there cannot be used.
     """
-    target = _target(name, root)
+    target = kept_at(name, root)
     if target.exists():
         return
     path = where(name)
-    arrays = _from_folder(path) if path.is_dir() else _from_file(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(target, buffer.getvalue())
+    kept.write(target, _from_folder(path) if path.is_dir() else _from_file(path))
 
 
-def arrays_of(name: str, root: Path, only: tuple[str, ...]) -> Arrays:
-    """Arrays that `convert` made: `train_images`, `n x channels x height x width`, and so on."""
-    target = _target(name, root)
-    try:
-        arrays = arrays_in(read_capped(target, _MOST_BYTES), _KINDS, _MOST_PIXELS, only)
-    except ValueError as error:
-        raise ValueError(f"{target}: {error}") from error
-    return arrays
-
-
-def _target(name: str, root: Path) -> Path:
+def kept_at(name: str, root: Path) -> Path:
+    """Where `convert` keeps it."""
     return root / "own" / f"{_parts(name)[1]}.npz"
 
 
@@ -118,7 +97,7 @@ def _target(name: str, root: Path) -> Path:
 
 def _from_file(path: Path) -> Arrays:
     try:
-        arrays = arrays_in(read_capped(path, _MOST_BYTES), _KINDS, _MOST_PIXELS)
+        arrays = arrays_in(read_capped(path, kept.MOST_BYTES), kept.KINDS, kept.MOST_PIXELS)
         if not {"train_images", "train_labels"} <= set(arrays):
             raise ValueError("it lacks train_images or train_labels")
         if ("test_images" in arrays) != ("test_labels" in arrays):

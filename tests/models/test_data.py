@@ -490,8 +490,41 @@ def test_two_that_prepare_at_once_never_fetch_at_once(monkeypatch, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(data.prepare, "mnist", tmp_path) for _ in range(2)]:
             future.result()
-    assert len(fetches) == 4
+    assert len(fetches) == 2  # the second found what the first had kept
     assert met == []
+
+
+def test_what_was_prepared_is_read_as_it_was_without_torchvision(monkeypatch, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
+    labels = [i % 4 for i in range(40)]
+    fake_torchvision(monkeypatch, "cifar10", images, labels=labels)
+    fetched = data.load("cifar10", tmp_path), data.load_test("cifar10", tmp_path)
+    data.prepare("cifar10", tmp_path)
+    break_torchvision(monkeypatch, "cifar10", RuntimeError("no network"))
+    data.prepare("cifar10", tmp_path)
+    kept = data.load("cifar10", tmp_path), data.load_test("cifar10", tmp_path)
+    assert (kept[0].classes, kept[0].flips) == (4, True)
+    for one, other in (
+        (fetched[0].train, kept[0].train),
+        (fetched[0].validation, kept[0].validation),
+        (fetched[1], kept[1]),
+    ):
+        assert (one.images.dtype, one.labels.dtype) == (other.images.dtype, other.labels.dtype)
+        assert (one.images == other.images).all()
+        assert (one.labels == other.labels).all()
+
+
+def test_a_kept_set_that_is_damaged_is_named(monkeypatch, tmp_path):
+    fake_torchvision(monkeypatch, "mnist", np.ones((9, 4, 4), dtype=np.uint8), labels=[0, 1, 2] * 3)
+    data.prepare("mnist", tmp_path)
+    path = tmp_path / "arrays" / "mnist.npz"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x01" * 16)] ^= 1  # a pixel
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"mnist\.npz: it is no npz file of this kind.*; delete it"
+    ):
+        data.load("mnist", tmp_path)
 
 
 def test_preparing_waits_for_whoever_holds_the_lock(monkeypatch, tmp_path):

@@ -14,19 +14,20 @@ from typer.testing import CliRunner
 
 from models import data, export
 from models.layout import Layout
-from scripts import automl, model_search
+from scripts import automl, model_search, racing
 from tests.scripts.command_line import LEDGER, ROOT, read, tune, wait_for_epochs
-from tuner.history import History
+from tuner.history import History, HistoryView
 from tuner.store import Store
 from tuner.trial import Observation, Trial, TrialState
 
 SCRIPT = ROOT / "scripts" / "automl.py"
+SMALL = ["--knob", "width=4:8"]
 
 
 @pytest.fixture(scope="module")
 def real(small_data):
     small = ["--data", "fashion_mnist", "--data-root", small_data, "--epochs", 3]
-    return [*small, "--device", "cpu", "--knob", "width=4:8", "--slots", 1]
+    return [*small, "--device", "cpu", "--slots", 1]
 
 
 def make(*arguments):
@@ -49,7 +50,8 @@ def spent_ns(folder):
 def made(tmp_path_factory, real):
     """A model that several tests look at, and what was said of it."""
     folder = tmp_path_factory.mktemp("model") / "run"
-    process = start(*real, "--budget-minutes", 0.4, "--searcher", "random", "--out", folder)
+    flags = [*SMALL, "--budget-minutes", 0.4, "--searcher", "random", "--out", folder]
+    process = start(*real, *flags)
     output, errors = process.communicate(timeout=240)
     assert (process.returncode, errors) == (0, "")
     return folder, output, json.loads((folder / "model.json").read_text())
@@ -131,8 +133,10 @@ def test_the_files_of_the_search_and_the_doctor_know_it(made):
 )
 def test_what_is_stopped_goes_on_to_the_model(tmp_path, real, stop, where):
     out = tmp_path / "run"
-    flags = [*real, "--epochs", 4, "--budget-minutes", 0.25, "--searcher", "random"]
-    process = start(*flags, "--out", out)
+    flags = [*real, "--epochs", 4, "--budget-minutes", 1, "--searcher", "grid"]
+    # As many networks as a machine of any pace soon has trained: nothing here waits for minutes.
+    few = ["--knobs", "learning_rate", "--knob", "learning_rate=0.02,0.05,0.1"]
+    process = start(*flags, *few, "--out", out)
     wait_for_epochs(process, out / where, 1 if where else 4)
     process.send_signal(stop)
     output, errors = process.communicate(timeout=60)
@@ -143,7 +147,8 @@ def test_what_is_stopped_goes_on_to_the_model(tmp_path, real, stop, where):
     assert done.exit_code == 0, done.stderr
     content = json.loads(done.stdout)
     assert content["test_score"] > 0.3
-    assert spent_ns(out) / 60e9 < 0.25 + 1 / 60
+    assert spent_ns(out) / 60e9 < 1 + 1 / 60
+    assert content["is_retrained"]
 
 
 @pytest.mark.parametrize(("alone_ns", "times"), [(15, 1.5), (None, 4)])
@@ -173,7 +178,7 @@ def test_where_nothing_is_left_the_model_is_the_search_s_own(tmp_path, real, mon
     monkeypatch.setattr(model_search, "_go", lambda store, request, race, track: race.go())
     monkeypatch.setattr(model_search, "_HOPELESS", 1.0)
     flags = ["--budget-minutes", 0.15, "--searcher", "random", "--out", tmp_path / "run"]
-    done = make(*real, *flags)
+    done = make(*real, *SMALL, *flags)
     assert done.exit_code == 0, done.stderr
     content = json.loads((tmp_path / "run" / "model.json").read_text())
     assert not content["is_retrained"]
@@ -234,11 +239,20 @@ def test_each_script_resumes_its_own(made, tmp_path):
     assert "was begun by tune.py; go on with tune.py --resume" in refused.stderr
 
 
-def test_the_default_recipe_is_the_first_trial_where_it_is_in_the_space(made, tmp_path, real):
+def test_the_default_recipe_is_the_first_trial_where_it_is_in_the_space(
+    made, tmp_path, real, monkeypatch
+):
     (told,) = read(made[0], "SELECT config FROM trial WHERE number = 0")[0]
     assert json.loads(told)["width"] != 16  # the default, which is not in that space
+    first = []
+
+    def look(store, request, *_, **__):
+        with closing(store):
+            (row,) = store.runs()
+        searcher, _ = racing.entry_for(row.searcher, row.space, row.seed, request)
+        first.append(searcher.propose(HistoryView()))
+
+    monkeypatch.setattr(model_search, "make_model", look)
     flags = ["--knob", "width=4:16", "--knobs", "width,layers,growth", "--searcher", "random"]
-    out = tmp_path / "run"
-    assert make(*real, *flags, "--budget-minutes", 0.15, "--out", out).exit_code == 0
-    (told,) = read(out, "SELECT config FROM trial WHERE number = 0")[0]
-    assert json.loads(told) == {"width": 16, "layers": 2, "growth": 2.0}
+    assert make(*real, *flags, "--out", tmp_path / "run").exit_code == 0
+    assert first == [{"width": 16, "layers": 2, "growth": 2.0}]

@@ -43,7 +43,7 @@ def check_ledgers(summary, folder):
 def race(tmp_path_factory, real):
     """A finished race that several tests look at, or resume in a copy; and what it printed."""
     out = tmp_path_factory.mktemp("race") / "run"
-    request = [*real, "--budget-minutes", 0.2, "--knobs", "learning_rate,layers"]
+    request = [*real, "--budget-minutes", 0.15, "--knobs", "learning_rate,layers"]
     process = start(*request, "--slots", 1, "--confirm", 2, "--out", out)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -68,7 +68,7 @@ def test_a_real_race_on_small_data(race):
 
 def test_the_winners_of_real_confirmations_are_tested(race):
     runs = summary_of(race[0])["runs"]
-    # On a machine that stalls for a second the twelve of one run may not pay for one.
+    # On a machine that stalls for a second the nine of one run may not pay for one.
     assert sum(run["confirmations"] for run in runs) >= 1
     assert all(0 < run["test_score"] < 1 for run in runs)
 
@@ -77,21 +77,18 @@ def test_resuming_a_finished_race_changes_nothing_and_tests_only_a_winner_that_c
     tmp_path, race
 ):
     out = shutil.copytree(race[0], tmp_path / "run")
-    names = ("trials.csv", "curves.csv", "summary.json", "best_config.json")
+    names = ("trials.csv", "curves.csv", "summary.json")
     before = {name: (out / name).read_bytes() for name in names}
-
-    def resumed_after(change):
-        alter(out / "study.sqlite", f"UPDATE run SET {change}")  # noqa: S608
-        assert start("--resume", out, "--quiet").wait(timeout=180) == 0
-        return {name: (out / name).read_bytes() for name in names}
-
-    after = resumed_after("test_score = 2.0")  # a score that no test can give
-    assert [after[name] for name in names[:2]] == [before[name] for name in names[:2]]
-    runs, whole = json.loads(after["summary.json"])["runs"], json.loads(before["summary.json"])
-    assert [run["test_score"] for run in runs] == [2.0] * 3  # the same winners: read once
-    assert [run["ledger"] for run in runs] == [run["ledger"] for run in whole["runs"]]
-    # Tested again, they score what they scored, and all is as it was to the byte.
-    assert resumed_after("tested = 'another checkpoint'") == before
+    # A score that no test can give, of the same winner; and one of another winner.
+    alter(out / "study.sqlite", "UPDATE run SET test_score = 2.0 WHERE id = 1")
+    alter(out / "study.sqlite", "UPDATE run SET test_score = 3.0, tested = 'other' WHERE id = 2")
+    assert start("--resume", out, "--quiet").wait(timeout=180) == 0
+    assert [(out / name).read_bytes() for name in names[:2]] == [before[n] for n in names[:2]]
+    runs = json.loads((out / "summary.json").read_bytes())["runs"]
+    whole = json.loads(before["summary.json"])["runs"]
+    assert runs[0].pop("test_score") == 2.0  # read once
+    assert whole[0].pop("test_score") < 1
+    assert runs == whole  # tested again, it scores what it scored
 
 
 @pytest.mark.nightly
@@ -151,7 +148,7 @@ def check_proposals(folder):
 
 def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, real):
     out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.2]
+    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.15]
     process = start(*request, "--out", out)
     wait_for_epochs(process, out, 3)
     process.send_signal(signal.SIGINT)

@@ -267,7 +267,7 @@ def test_a_real_run_is_shown_while_it_trains(watched, small_data, tmp_path):
         [
             *(sys.executable, str(ROOT / "scripts" / "tune.py"), "--page", "--quiet"),
             *("--data", "fashion_mnist", "--data-root", str(small_data), "--device", "cpu"),
-            *("--searchers", "random", "--epochs", "2", "--budget-minutes", "0.3"),
+            *("--searchers", "random", "--epochs", "2", "--budget-minutes", "0.2"),
             *("--slots", "1"),
             *("--out", str(tmp_path / "live")),
         ],
