@@ -64,12 +64,15 @@ def generator(seed: int, name: str, history: HistoryView) -> np.random.Generator
     return np.random.default_rng(derive_seed(seed, name, len(history)))
 
 
-def config_key(space: SearchSpace, config: Config) -> tuple[tuple[bool, Value], ...]:
+ConfigKey = tuple[tuple[bool, Value], ...]
+
+
+def config_key(space: SearchSpace, config: Config) -> ConfigKey:
     """A configuration as a hashable key, by which duplicates are known."""
     return tuple((type(config[name]) is bool, config[name]) for name in space)
 
 
-def tried(space: SearchSpace, history: HistoryView) -> set[tuple[tuple[bool, Value], ...]]:
+def tried(space: SearchSpace, history: HistoryView) -> set[ConfigKey]:
     """The keys of all configurations that need not be tried again.
 
     What an earlier study trained for a shorter time than a full training here is still to be.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tuner.history import HistoryView
-from tuner.searchers.base import SpaceExhausted, config_key, generator, tried
+from tuner.searchers.base import ConfigKey, SpaceExhausted, config_key, generator, tried
 from tuner.space import Config, SearchSpace, Value
+
+_Walk = tuple[list[tuple[ConfigKey, Config]], Iterator[tuple[ConfigKey, Config]]]
 
 _FINEST = 257
 _SCATTERED = 4096
@@ -38,15 +41,19 @@ class GridSearcher:
         if points_per_axis is not None and points_per_axis < 2:
             raise ValueError(f"a lattice needs at least 2 points a side, got {points_per_axis}")
         self._space, self._seed, self._points = space, seed, points_per_axis
+        self._walks: dict[int, _Walk] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_walks": {}}  # a copy walks anew, to the same points
 
     def propose(self, history: HistoryView) -> Config:
         """The first unvisited point of the current lattice, or of its refinement."""
         visited = tried(self._space, history)
         points = self._points or self._side(history)
         while points <= max(_FINEST, self._points or 0):
-            for config in self._in_order(points):
-                if config_key(self._space, config) not in visited:
-                    return config
+            for key, config in self._walk(points):
+                if key not in visited:
+                    return dict(config)
             if _is_whole_space(self._space, points):
                 break
             points = 2 * points - 1
@@ -77,6 +84,17 @@ class GridSearcher:
             if _is_whole_space(self._space, points):
                 break
         return points
+
+    def _walk(self, points: int) -> Iterator[tuple[ConfigKey, Config]]:
+        """The points of a lattice in order, with their keys; remembered as far as anyone went."""
+        if points not in self._walks:
+            configs = self._in_order(points)
+            self._walks[points] = [], ((config_key(self._space, c), c) for c in configs)
+        known, rest = self._walks[points]
+        yield from known
+        for point in rest:
+            known.append(point)
+            yield point
 
     def _in_order(self, points: int) -> Iterator[dict[str, Value]]:
         """All points of a lattice, scattered first (rule 4)."""
