@@ -171,7 +171,9 @@ def luck_lines(summary: dict[str, Any]) -> list[str]:
         how = f"mean and standard error of its {times}"
         if expected["by"] == "model":
             how = f"a Gaussian process on all, {times} of it"
-            if trainings == 1:
+            if trainings == 0:
+                how = "a Gaussian process on all; the budget ended its own training early"
+            elif trainings == 1:
                 how += ", which --confirm would measure"
         lines.append(
             f"{run['searcher']} {run['seed']}: expect {expected['mean']:.4f} ± "

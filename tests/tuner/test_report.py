@@ -9,7 +9,7 @@ from tests.helpers import search
 from tuner.budget import Kind, to_ns
 from tuner.reader import RunRow
 from tuner.report import Outcome, main_knobs, pace, worth, write_files
-from tuner.terminal import pace_line
+from tuner.terminal import luck_lines, pace_line
 
 
 class Landscape:
@@ -87,3 +87,21 @@ def test_a_race_that_trained_nothing_has_no_pace():
     outcome = Outcome(row, scheduler.history, scheduler.budget.ledger, None)
     assert pace([outcome], None) is None
     assert pace_line({"pace": None}) == "Nothing was trained."
+
+
+@pytest.mark.parametrize(
+    ("trainings", "by", "words"),
+    [
+        (0, "model", "a Gaussian process on all; the budget ended its own training early"),
+        (1, "model", "a Gaussian process on all, 1 training of it, which --confirm would measure"),
+        (3, "model", "a Gaussian process on all, 3 trainings of it"),
+        (3, "trainings", "mean and standard error of its 3 trainings"),
+    ],
+)
+def test_what_a_winner_may_be_expected_to_score_says_by_what(trainings, by, words):
+    expected = {"mean": 0.87, "sd": 0.01, "trainings": trainings, "by": by}
+    run = {"searcher": "bayes", "seed": 0, "best_trial": 4, "best_score": 0.9}
+    (line,) = luck_lines({"runs": [{**run, "expected_score": expected}]})
+    assert line == (
+        f"bayes 0: expect 0.8700 ± 0.0100 of trial 4 ({words}); the best score seen was 0.9000"
+    )
