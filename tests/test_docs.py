@@ -27,7 +27,7 @@ _CUTS = (
     (r"--data fashion_mnist\b", "--data sample"),
     (r"--design lattice:15,5 --epochs 8 --replicates 3", "--design lattice:2,2 --epochs 1"),
 )
-_REAL_MINUTES, _COMMAND_MINUTES, _MOST_SIMULATED = 0.15, 0.07, 20.0
+_REAL_MINUTES, _COMMAND_MINUTES, _MOST_SIMULATED = 0.12, 0.07, 15.0
 _LONGER_MINUTES = 0.25  # where there is more to pay for than one search
 _SERVING = ("make demo",)  # what stands with it, in the README, is run by whoever runs this
 

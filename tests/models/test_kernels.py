@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from models import noise, normalise, patches
 
 SHAPES = [
-    *[(3, 1, 5, 28, 28, 2), (2, 4, 5, 14, 14, 2), (2, 3, 5, 7, 7, 2), (2, 4, 5, 4, 4, 1)],
+    *[(3, 1, 2, 28, 28, 2), (2, 4, 2, 14, 14, 2), (2, 3, 5, 7, 7, 2), (2, 4, 5, 4, 4, 1)],
     *[(2, 8, 3, 9, 12, 2), (1, 1, 1, 1, 1, 1), (2, 2, 3, 10, 12, 3)],
 ]
 """Networks, channels, images, height, width; stride."""

@@ -50,7 +50,7 @@ def spent_ns(folder):
 def made(tmp_path_factory, real):
     """A model that several tests look at, and what was said of it."""
     folder = tmp_path_factory.mktemp("model") / "run"
-    flags = [*SMALL, "--budget-minutes", 0.4, "--searcher", "random", "--out", folder]
+    flags = [*SMALL, "--budget-minutes", 0.3, "--searcher", "random", "--out", folder]
     process = start(*real, *flags)
     output, errors = process.communicate(timeout=240)
     assert (process.returncode, errors) == (0, "")
@@ -61,7 +61,7 @@ def test_the_minutes_are_those_that_were_asked_for_and_paid_for_both(made):
     folder, _, content = made
     total = sum(content["minutes"].values())
     assert spent_ns(folder) / 60e9 == pytest.approx(total, abs=1e-12)
-    assert total < 0.4 + 0.5 / 60
+    assert total < 0.3 + 0.5 / 60
     assert content["minutes"]["search"] > 0.1
     assert content["is_retrained"]
 

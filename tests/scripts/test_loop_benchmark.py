@@ -13,6 +13,7 @@ from scripts.loop_runs import EPOCHS, Job, file_system_s, measure
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.nightly
 def test_the_tables_are_of_the_runs_in_the_file(tmp_path):
     done = subprocess.run(
         [

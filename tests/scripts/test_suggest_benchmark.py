@@ -35,6 +35,7 @@ def test_all_are_told_the_same_trials():
     assert [t.state.name for t in ours][-5:] == ["COMPLETED", *["RUNNING"] * PENDING]
 
 
+@pytest.mark.nightly
 def test_suggest_writes_every_repeat_and_a_ratio_to_each_rival(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     suggest(sizes="10,12", repeats=2, out=tmp_path)

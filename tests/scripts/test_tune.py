@@ -30,9 +30,18 @@ from tuner.store import Store
 REPLAY = ["--landscape", "bumpy", "--budget-minutes", 60]
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """They take most of a short race's time; what is drawn is tested where it is named."""
+    if "pictures" not in request.keywords:
+        for name in ("draw_race", "draw_effects"):
+            monkeypatch.setattr(f"tuner.plots.{name}", lambda *_: None)
+
+
 # -- replay --------------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_a_replay_writes_what_the_plan_says(tmp_path):
     out = tmp_path / "run"
     result = tune(*REPLAY, "--searchers", "grid,random", "--seeds", 2, "--out", out)

@@ -285,7 +285,7 @@ def main() -> None:
 CAMPAIGNS = (
     Campaign(
         *("P7", "trials that bring their worker down, beside a study without them"),
-        *(spoilers, 400, 3),
+        *(spoilers, 400, 2),
     ),
     Campaign("P7", "trials that do so every time, in packs of three", incorrigible, 60, 0),
     Campaign("P8", "trials that sleep, spin or stop", hanging, 100, 1),

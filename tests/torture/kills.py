@@ -437,7 +437,7 @@ CAMPAIGNS = (
         "drivers, worker processes and both killed: nothing lost, and charged what was held",
         of_trainings,
         nightly=1_000,
-        short=12,
+        short=8,
     ),
     Campaign(
         "P1",

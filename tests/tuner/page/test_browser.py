@@ -261,6 +261,7 @@ def test_a_report_is_the_page_without_a_server(watched, finished):
     assert sum(url.startswith("file") for url in watched.requests) == 1
 
 
+@pytest.mark.nightly
 def test_a_real_run_is_shown_while_it_trains(watched, small_data, tmp_path):
     page = watched.page
     process = subprocess.Popen(
