@@ -123,7 +123,7 @@ def prepare(name: str, root: Path) -> str:
     with waiting_lock(root / ".lock"):
         if is_own:
             own_images.convert(name, root)
-        elif not (target := _kept_at(name, root)).exists():
+        elif not (target := kept_at(name, root)).exists():
             if name == "fashion_mnist":
                 _unpack_fashion_mnist(root)
             parts = {part: _fetched(name, root, part, download=True) for part in _KEPT_PARTS}
@@ -175,7 +175,7 @@ def load_test(name: str, root: Path) -> Split:
 def class_names(name: str, root: Path) -> list[str]:
     """What the classes are called, as far as anybody knows."""
     if name not in DATA_SETS:
-        return [str(n) for n in kept.read(_kept_at(name, root), ("classes",))["classes"]]
+        return [str(n) for n in kept.read(kept_at(name, root), ("classes",))["classes"]]
     import torchvision
 
     source = _SOURCES["fashion_mnist" if name == "sample" else name].torchvision
@@ -198,14 +198,14 @@ def _sample(part: str) -> Split:
     return Split(images[:, None], labels.astype(np.int64))
 
 
-def _kept_at(name: str, root: Path) -> Path:
+def kept_at(name: str, root: Path) -> Path:
     """Where `prepare` keeps a data set as arrays; of torchvision's made once, like its files."""
     return root / "arrays" / f"{name}.npz" if name in _SOURCES else own_images.kept_at(name, root)
 
 
 def _open(name: str, root: Path, part: str) -> Split:
     """`train` or `test` of a data set; ValueError where it is not there."""
-    target = _kept_at(name, root)
+    target = kept_at(name, root)
     if name in _SOURCES and not target.exists():  # nobody has prepared it
         return _fetched(name, root, part, download=False)
     names = (f"{part}_images", f"{part}_labels")

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from models.data import default_root, load
+from models import own_images
+from models.data import DATA_SETS, default_root, kept_at, load
 from tuner.doctor import Finding, Severity
+from tuner.naming import pick
 from tuner.workers.devices import count_cores, find_devices
 
 
@@ -16,7 +18,7 @@ def check_training(device: str, data: str, root: Path | None) -> Iterator[Findin
 
     Args:
         device: as `--device` takes it.
-        data: name of a data set; nothing is fetched.
+        data: name of a data set, or a folder or file of the user's; nothing is fetched or kept.
         root: the folder of the data sets; the user's cache where it is None.
 
     Raises ValueError for a device or a data set that there is not.
@@ -58,11 +60,29 @@ def _check_gpu(device: Any) -> Iterator[Finding]:
 
 
 def _check_data(name: str, root: Path) -> Iterator[Finding]:
-    try:
-        images = load(name, root)
-    except (OSError, RuntimeError, KeyError) as error:
-        what = f"the data set {name} cannot be read: {str(error).splitlines()[0]}"
-        yield Finding(Severity.WARNING, what, f"the first run fetches it into {root}")
+    if own_images.is_own(name):
+        yield _of_own_images(name)
         return
-    count = len(images.train)
+    pick(name, dict.fromkeys(DATA_SETS), "data set")
+    try:
+        count = len(load(name, root).train)
+    except ValueError as error:
+        if name == "sample" or kept_at(name, root).exists():
+            yield Finding(Severity.DAMAGE, str(error))
+        else:
+            what = f"the data set {name} is not in {root}"
+            yield Finding(Severity.WARNING, what, "the first run fetches it, where it can")
+        return
     yield Finding(Severity.NOTE, f"the data set {name} is there, {count:,} images to train on")
+
+
+def _of_own_images(name: str) -> Finding:
+    """What a run would make of them."""
+    path = own_images.where(name)
+    try:
+        arrays = own_images.converted(path)
+    except ValueError as error:
+        return Finding(Severity.DAMAGE, str(error), "a run would refuse it")
+    count, tested = len(arrays["train_labels"]), len(arrays["test_labels"])
+    what = f"{path} has {len(arrays['classes'])} classes, {count:,} images to train and validate on"
+    return Finding(Severity.NOTE, f"{what}, {tested:,} to test on")

@@ -83,8 +83,12 @@ def convert(name: str, root: Path) -> None:
     target = kept_at(name, root)
     if target.exists():
         return
-    path = where(name)
-    kept.write(target, _from_folder(path) if path.is_dir() else _from_file(path))
+    kept.write(target, converted(where(name)))
+
+
+def converted(path: Path) -> Arrays:
+    """What `convert` makes of a folder or a file; ValueError where that cannot be used."""
+    return _from_folder(path) if path.is_dir() else _from_file(path)
 
 
 def kept_at(name: str, root: Path) -> Path:

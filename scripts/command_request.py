@@ -41,12 +41,18 @@ class CommandRequest:
     memory_gib: float | None
     space: dict[str, Any]
     cluster: str | None = None
+    hung_after_minutes: float | None = None
 
     @property
     def workers(self) -> Workers:
         """Where the command is run, and how."""
-        limits = {"memory_gib": self.memory_gib, "cluster": self.cluster}
-        return Workers(self.device, slots=self.slots, **limits)
+        return Workers(
+            self.device,
+            slots=self.slots,
+            memory_gib=self.memory_gib,
+            hung_after_minutes=self.hung_after_minutes,
+            cluster=self.cluster,
+        )
 
     def pool(self, directory: Path) -> WorkerPool:
         """The workers, not started yet; raises ValueError where a device is not there."""

@@ -19,7 +19,10 @@ _REPLAY_FLAGS = {
 }
 
 
-_COMMAND_ALONE = {"space", "metric", "minimize", "replicates", "infeasible_exit", "memory_gib"}
+_COMMAND_ALONE = {
+    *("space", "metric", "minimize", "replicates", "infeasible_exit", "memory_gib"),
+    "hung_after_minutes",
+}
 _COMMAND_FLAGS = {
     *_COMMAND_ALONE,
     *("searchers", "budget_minutes", "seeds", "seed", "slots", "grid_points", "shared_start"),
@@ -160,6 +163,13 @@ def main(
     memory_gib: Annotated[
         float | None, typer.Option(help="With --command: what a trial may take of the memory.")
     ] = None,
+    hung_after_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="With --command: end a program that prints nothing for so long. Default: twenty "
+            "times its longest silence so far, at least a minute, and never before a score."
+        ),
+    ] = None,
     context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
     """Race searchers on equal device minutes and report what each found.
@@ -200,6 +210,7 @@ def main(
                 "epochs": epochs if "epochs" in chosen else None,
                 "slots": slots or 1,
                 "memory_gib": memory_gib,
+                "hung_after_minutes": hung_after_minutes,
                 "replicates": replicates,
                 "infeasible_exits": tuple(infeasible_exit or ()),
             }

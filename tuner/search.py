@@ -100,7 +100,7 @@ def tune(
         memory_gib: of a trial's processes together, on Linux; beyond it is infeasible.
         gpu_memory_gib: of a trial, by PyTorch's allocator; beyond it is infeasible.
         hung_after_minutes: without a sign of life, after which a trial is ended; None for twenty
-            times the longest wait so far, and at least a minute.
+            times the longest wait so far, at least a minute, and never before the first score.
         pickle: send a copy of the function by cloudpickle, where it has no name to be found by.
         cluster: the address of a Ray cluster, such as "auto", whose devices are meant: all of its
             GPUs draw on the one budget.

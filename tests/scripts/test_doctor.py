@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from tests.scripts.command_line import ROOT, tune
 
@@ -66,6 +67,34 @@ def test_the_machine_is_looked_at_without_loading_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_what_there_is_to_train_on_is_looked_at(tmp_path):
+    def told(data):
+        arguments = ("--device", "cpu", "--runs", tmp_path, "--data-root", tmp_path / "root")
+        done = doctor(*arguments, "--need-mib", 1, "--json", "--data", data)
+        return done, json.loads(done.stdout or "{}").get("findings", [{}])[-1]
+
+    folder = tmp_path / "photos"
+    for name, colour in (("night", 20), ("day", 220)):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("L", (32, 32), colour + i).save(folder / name / f"{i}.png")
+    done, finding = told(folder)
+    assert (done.returncode, finding["severity"]) == (0, "note")
+    assert "2 classes, 20 images to train and validate on, 4 to test on" in finding["what"]
+    (folder / "day" / "0.png").write_text("no image")
+    done, finding = told(folder)
+    assert (done.returncode, finding["severity"]) == (1, "damage")
+    assert "day/0.png cannot be read as an image" in finding["what"]
+    done, finding = told(tmp_path / "nowhere.npz")
+    assert (done.returncode, finding["severity"]) == (1, "damage")
+    done, finding = told("kmnist")  # which no machine has of itself
+    assert (done.returncode, finding["severity"]) == (0, "warning")
+    assert "the first run fetches it" in finding["advice"]
+    done, _ = told("kmnits")
+    assert (done.returncode, "did you mean 'kmnist'" in done.stderr) == (2, True)
+    assert not (tmp_path / "root").exists()
 
 
 def test_a_device_that_there_is_not_is_wrong_use():

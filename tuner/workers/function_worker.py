@@ -69,6 +69,7 @@ class FunctionWorker:
         _limit_gpu_memory(setup["gpu_memory_gib"])
         self._memory = math.inf if setup["memory_gib"] is None else setup["memory_gib"] * _GIB
         self._longest_ns = 0  # between two signs of life
+        self._has_scored = False  # before, what is said may be a banner: it tells no pace
         self._job: _Job | None = None
         self._is_inside = False  # the user's code; the guard interrupts nothing else
         self._saying = threading.Lock()
@@ -124,6 +125,7 @@ class FunctionWorker:
             if self._block.words[INTERRUPT]:
                 return {"is": "paused", "checkpoint": job.checkpoint.keep(epoch)}
             found = self._inside(job, lambda: next(generator, nothing))
+            self._has_scored |= found is not None and found is not nothing
             self._beat()
             if found is nothing:
                 return {"is": "exhausted"}
@@ -190,7 +192,8 @@ class FunctionWorker:
         now = time.monotonic_ns()
         self._longest_ns = max(self._longest_ns, now - self._block.words[PROGRESS])
         self._block.words[PROGRESS] = now
-        self._block.words[STRETCH] = self._longest_ns
+        if self._has_scored:
+            self._block.words[STRETCH] = self._longest_ns
 
     # -- the guard ---------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class Workers:
         memory_gib: of a trial's processes together; None for no limit.
         gpu_memory_gib: of a trial, by PyTorch's allocator; None for no limit.
         hung_after_minutes: without a sign of life, after which a trial is ended; None for twenty
-            times the longest wait so far, and at least a minute.
+            times the longest wait so far, at least a minute, and never before the first score.
         pickle: send a copy of the function, where it has no name to be found by.
         cluster: the address of a Ray cluster, whose devices are meant; None for this machine's.
     """

@@ -248,7 +248,7 @@ class WorkerPool:
         elif (limit_s := self._silence_s(worker, now)) is not None:
             worker.is_hung, worker.ends_at = True, now + int(_DYING_S * 1e9)
             worker.last_words = (
-                f"no batch was finished for {limit_s:.0f} s, so the worker was ended; where it "
+                f"there was no sign of life for {limit_s:.0f} s, so the worker was ended; where it "
                 f"stood is in {self._log_path(worker.index).name}"
             )
             worker.block.words[END] = 1

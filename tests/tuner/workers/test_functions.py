@@ -163,7 +163,15 @@ def test_a_trial_that_hangs_is_ended(tmp_path):
     study = search(trainings.sleeping, epochs=2, minutes=0.1, hung_after_minutes=0.01)
     hung = [t for t in study.trials if t.state is TrialState.INFEASIBLE]
     assert hung
-    assert all(t.config["x"] > 0.5 and "no batch was finished" in t.reason for t in hung)
+    assert all(t.config["x"] > 0.5 and "no sign of life for" in t.reason for t in hung)
+
+
+def test_what_is_said_before_the_first_score_tells_no_pace(tmp_path, monkeypatch):
+    """A program says hello at once, and trains its first epoch in silence."""
+    monkeypatch.setattr("tuner.workers.functions.HUNG_AFTER_S", 0.3)
+    study = search(trainings.slow_to_score, epochs=2, minutes=0.06)
+    assert study.best.score == 0.2
+    assert {t.state for t in study.trials if t.state.is_final} == {TrialState.COMPLETED}
 
 
 @pytest.mark.parametrize("train", [trainings.endless, trainings.deaf])

@@ -107,6 +107,16 @@ def sleeping(config):
     yield 0.2
 
 
+def slow_to_score(config):
+    """Signs of life at once, and then none for long."""
+    yield None
+    yield None
+    time.sleep(1)
+    yield 0.1
+    time.sleep(0.2)
+    yield 0.2
+
+
 def endless(config):
     """Yields nothing more, in Python."""
     _note(config, "begun")
