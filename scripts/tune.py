@@ -39,7 +39,7 @@ def main(
         str,
         typer.Option(
             help="Comma-separated; one alone is a plain tuning run. random+asha is a searcher "
-            "with a fidelity of its own."
+            "with a fidelity of its own. With --command bayes unless you say otherwise."
         ),
     ] = "grid,random,bayes",
     fidelity: Annotated[
@@ -55,7 +55,12 @@ def main(
     budget_minutes: Annotated[
         float, typer.Option(help="Device minutes, for each searcher and seed.")
     ] = 1.0,
-    epochs: Annotated[int, typer.Option(help="Full length of a training.")] = 6,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            help="Full length of a training. With --command as long as it goes on, unless you say."
+        ),
+    ] = 6,
     seeds: Annotated[int, typer.Option(help="How many seeds each searcher runs with.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     data: Annotated[
@@ -76,7 +81,10 @@ def main(
     ] = "learning_rate,weight_decay",
     knob: Annotated[
         list[str] | None,
-        typer.Option(help="A range, NAME=LOW:HIGH[:log], or a choice, NAME=A,B,C. Repeatable."),
+        typer.Option(
+            help="A range, NAME=LOW:HIGH[:log], or a choice, NAME=A,B,C; of a knob that is not in "
+            "--knobs too, which adds it. Repeatable."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     cluster: Annotated[
@@ -86,7 +94,11 @@ def main(
         ),
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(help="Trials at once on each device. Default: as measures best.")
+        int | None,
+        typer.Option(
+            help="Trials at once on each device. Default: as measures best; of a --command and in "
+            "a replay one."
+        ),
     ] = None,
     grid_points: Annotated[
         int | None, typer.Option(help="Points a side of the first lattice. Default: by budget.")
