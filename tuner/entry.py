@@ -98,7 +98,8 @@ def make_entry(
     is_full = entry.fidelity == "full" and not decides_itself
     if epochs is None and not is_full:
         raise ValueError(
-            f"{entry} compares trials at rungs up to their full length: it needs max_epochs (--epochs)"
+            f"{entry} compares trials at rungs up to their full length: it needs max_epochs, or "
+            "--epochs"
         )
     # Rungs that make no sense are refused even where nobody looks at them.
     rungs = entry_rungs(epochs, min_epochs, eta)

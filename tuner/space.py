@@ -17,7 +17,7 @@ Config: TypeAlias = Mapping[str, Value]
 Units: TypeAlias = NDArray[np.float64]
 """Coordinates in [0, 1]."""
 
-_LARGEST = sys.float_info.max
+_LARGEST, _LARGEST_INT = sys.float_info.max, 2**52
 _LONGEST_NAME = 200
 # Of a space that was read from a file.
 _MOST_KNOBS = 1_000
@@ -34,6 +34,15 @@ def _is_number(value: object) -> bool:
 def _plain(value: Any) -> Any:
     """NumPy's numbers, texts and truth values as Python's, which JSON can write."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def value_key(value: object) -> tuple[bool, Any]:
+    """By which values are told apart: true is not 1, and 1 is 1.0."""
+    return isinstance(value, bool), value
+
+
+def _keys(values: Sequence[Value]) -> tuple[tuple[bool, Any], ...]:
+    return tuple(map(value_key, values))
 
 
 def _check_range(kind: str, low: float, high: float, log: bool) -> None:
@@ -118,6 +127,11 @@ class Int:
         _check_range("Int", self.low, self.high, self.log)
         if self.low != int(self.low) or self.high != int(self.high):
             raise ValueError(f"Int needs whole ends, got [{self.low}, {self.high}]; use Float")
+        if max(abs(self.low), abs(self.high)) > _LARGEST_INT:
+            raise ValueError(
+                f"Int needs ends up to 2^52, beyond which floats have gaps, got {self.low} and "
+                f"{self.high}"
+            )
         object.__setattr__(self, "low", int(self.low))
         object.__setattr__(self, "high", int(self.high))
 
@@ -164,16 +178,21 @@ class Int:
         return np.asarray((whole - low) / (high - low))
 
     def grid(self, points: int) -> list[Value]:
-        """At most `points` different integers, evenly spaced on the knob's own scale."""
+        """At most `points` different integers, evenly spaced on the knob's own scale.
+
+        All there are, where there are no more: on a logarithmic scale even steps miss some.
+        """
+        if points > self.high - self.low:
+            return list[Value](range(self.low, self.high + 1))
         # From end to end, unlike to_unit, which places integers in the middle of their cells.
         scale = Float(self.low, self.high, self.log)
         values = {math.floor(scale.from_unit(u) + 0.5) for u in _even(points)}
         return list[Value](sorted(values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
-    """A knob with unordered options: text, numbers, true and false, or None."""
+    """A knob with unordered options: text, finite numbers, true and false, or None."""
 
     options: tuple[Value, ...]
 
@@ -188,8 +207,18 @@ class Choice:
                 raise ValueError(
                     f"Choice options are text, numbers, booleans or None, got {option!r}"
                 )
-        if len({(type(o), o) for o in self.options}) < len(self.options):
+            if isinstance(option, float) and not math.isfinite(option):
+                raise ValueError(
+                    f"Choice options are finite, got {option!r}; write it as text, {str(option)!r}"
+                )
+        if len({value_key(o) for o in self.options}) < len(self.options):
             raise ValueError(f"Choice has an option twice: {self.options!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choice) and _keys(self.options) == _keys(other.options)
+
+    def __hash__(self) -> int:
+        return hash(_keys(self.options))
 
     @property
     def cardinality(self) -> int | None:
@@ -199,7 +228,7 @@ class Choice:
     def index(self, value: object) -> int | None:
         """Which option `value` is; None where it is none. True and 1 are different options."""
         for index, option in enumerate(self.options):
-            if option == value and isinstance(value, bool) == isinstance(option, bool):
+            if value_key(option) == value_key(value):
                 return index
         return None
 
@@ -236,7 +265,7 @@ _DOMAINS: Mapping[str, type[Float] | type[Int] | type[Choice]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditional:
     """A knob that is there only where another one, its parent, has one of some values.
 
@@ -256,7 +285,17 @@ class Conditional:
 
     def holds(self, value: Value) -> bool:
         """Whether the knob is there where its parent has this value."""
-        return Choice(self.values).contains(value)
+        return any(value_key(value) == value_key(mine) for mine in self.values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Conditional) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.domain, self.parent, _keys(self.values)
 
 
 class SearchSpace(Mapping[str, Domain]):
@@ -538,7 +577,7 @@ def _check_condition(name: str, knob: Conditional, before: Mapping[str, Domain])
     for value in knob.values:
         if not parent.contains(value):
             raise ValueError(f"knob {name!r}: {knob.parent!r} is never {str(value)[:60]!r}")
-    if len({(type(value), value) for value in knob.values}) < len(knob.values):
+    if len(set(_keys(knob.values))) < len(knob.values):
         raise ValueError(f"knob {name!r} names a value of {knob.parent!r} twice: {knob.values!r}")
     if isinstance(knob.domain, Choice) and knob.domain.contains(None):
         raise ValueError(f"knob {name!r} cannot have the option None: that says it is not there")

@@ -711,3 +711,16 @@ def unfit(*_, **__):
     from tuner.searchers.fit import FitError
 
     raise FitError("no")
+
+
+@pytest.mark.parametrize("name", ["random", "bayes"])
+def test_a_logarithmic_range_of_whole_numbers_is_searched_whole(name):
+    space = SearchSpace(n=Int(1, 32, log=True))
+    searcher, history = make_searcher(name, space, 1), History(1)
+    for number in range(32):
+        config = searcher.propose(history.view())
+        curve = (Observation(1, -abs(config["n"] - 27) / 30, 1, number),)
+        history.restore(Trial(number, config, 0, 1, TrialState.COMPLETED, curve))
+    assert {trial.config["n"] for trial in history.view()} == set(range(1, 33))
+    with pytest.raises(SpaceExhausted):
+        searcher.propose(history.view())

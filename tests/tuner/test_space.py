@@ -223,6 +223,10 @@ def test_integer_axes_have_no_value_twice():
         (lambda: Choice("relu"), "sequence"),
         (lambda: Choice(("a", "a")), "twice"),
         (lambda: Choice(([1],)), "text, numbers"),
+        (lambda: Choice((1, 1.0)), "twice"),
+        (lambda: Choice((1.0, math.inf)), "write it as text, 'inf'"),
+        (lambda: Choice((math.nan,)), "finite"),
+        (lambda: Int(10**17, 10**17 + 5), r"up to 2\^52"),
         (lambda: SearchSpace(), "at least one knob"),
         (lambda: SearchSpace(x=Conditional(Float(0, 1), "n", (1,))), "no knob before it"),
         (lambda: hanging(Float(0, 1), (0.5,)), "must be a Choice or an Int"),
@@ -273,6 +277,26 @@ def test_a_space_is_frozen_ordered_and_hashable():
         space["b"] = Float(0, 2)
     assert SearchSpace(a=Int(1, 4), c=Choice(("x", "y"))).cardinality == 8
     assert space.cardinality is None
+
+
+@given(ints)
+def test_a_grid_of_as_many_points_as_there_are_integers_has_them_all(domain):
+    assert domain.grid(domain.cardinality) == list(range(domain.low, domain.high + 1))
+
+
+def test_a_knob_that_hangs_on_a_logarithmic_one_is_counted():
+    space = SearchSpace(n=Int(1, 64, log=True), k=Conditional(Int(0, 1), "n", (64,)))
+    assert space.cardinality == 65
+
+
+def test_spaces_are_equal_where_the_same_values_are_in_them():
+    assert Choice((0, 1)) != Choice((False, True))
+    assert Choice((1, "a")) == Choice([1.0, "a"])
+    assert hash(Choice((1, "a"))) == hash(Choice([1.0, "a"]))
+    one, other = (Conditional(Float(0, 1), "n", values) for values in ((1,), (True,)))
+    assert one != other
+    assert one == Conditional(Float(0, 1), "n", [1])
+    assert hash(one) == hash(Conditional(Float(0, 1), "n", [1]))
 
 
 def test_true_is_not_the_number_one():

@@ -8,7 +8,7 @@ import numpy as np
 
 from tuner.history import HistoryView
 from tuner.seeding import derive_seed
-from tuner.space import Config, SearchSpace, Value
+from tuner.space import Config, SearchSpace, Value, value_key
 from tuner.trial import TrialState
 
 
@@ -69,7 +69,7 @@ ConfigKey = tuple[tuple[bool, Value], ...]
 
 def config_key(space: SearchSpace, config: Config) -> ConfigKey:
     """A configuration as a hashable key, by which duplicates are known."""
-    return tuple((type(config[name]) is bool, config[name]) for name in space)
+    return tuple(value_key(config[name]) for name in space)
 
 
 def tried(space: SearchSpace, history: HistoryView) -> set[ConfigKey]:
