@@ -20,7 +20,6 @@ from tuner.fidelity import (
     Wait,
 )
 from tuner.history import History, HistoryView
-from tuner.seeding import config_text
 from tuner.space import Config, SearchSpace
 from tuner.trial import Trial, TrialState
 
@@ -50,8 +49,6 @@ class Confirming:
         groups, cost_ns, left_ns = full_trainings(history), training_ns(history), history.left_ns
         if not groups or cost_ns is None or left_ns is None:
             return action
-        if history.max_epochs is None:  # that it is complete is seen when it is asked for one more
-            left_ns -= history.mean_epoch_ns or 0
         in_flight = sum(t.state is TrialState.RUNNING for t in history.own)
         # One whose confirmation broke off cannot be confirmed: the next best takes its place.
         broke = {t.confirms for t in history if t.confirms is not None and t.state.is_broken}
@@ -62,9 +59,10 @@ class Confirming:
         if isinstance(action, Sample | Resume):
             # Who is in flight, and who begins now, may be among the K best in the end.
             others = min(self._count, len(to_confirm) + in_flight + 1) - len(to_confirm)
-            kept_ns = _SLACK * (sum(t.device_ns for t in to_confirm) + others * cost_ns)
+            kept_ns = _SLACK * (sum(map(_paid_ns, to_confirm)) + others * cost_ns)
             price_ns = _price_ns(action, history, cost_ns)
-            if left_ns >= _overhead(history) * (price_ns + kept_ns):
+            one_more_ns = _one_more_ns(history, history.mean_epoch_ns)
+            if left_ns - one_more_ns >= _overhead(history) * (price_ns + kept_ns):
                 return action
         if isinstance(action, Wait) and in_flight:
             return action
@@ -77,7 +75,8 @@ class Confirming:
             leader = min(sound, key=lambda g: (g[0] not in best, -_mean(g), g[0].number))[0]
             to_repeat = [leader] if _all_are_back(best, history) else []
         for trial in to_repeat:
-            if left_ns >= _overhead(history) * trial.device_ns:
+            one_more_ns = _one_more_ns(history, trial.device_ns // len(trial.curve))
+            if left_ns - one_more_ns >= _overhead(history) * _paid_ns(trial):
                 return Repeat(trial.number, history.max_epochs or UNLIMITED)
         is_any_in_flight = any(t.state is TrialState.RUNNING for t in history.running)
         return Wait() if is_any_in_flight else Done()
@@ -91,6 +90,19 @@ def with_confirmations(policy: FidelityPolicy, count: int) -> FidelityPolicy:
     if count < 0:
         raise ValueError(f"the number of settings to confirm is at least 0, got {count}")
     return Confirming(policy, count) if count else policy
+
+
+def _one_more_ns(history: HistoryView, epoch_ns: int | None) -> int:
+    """What must be left beside a training: an epoch, where it says itself that it is complete.
+
+    That is seen when it is asked for one more.
+    """
+    return (epoch_ns or 0) if history.max_epochs is None else 0
+
+
+def _paid_ns(trial: Trial) -> int:
+    """What a training cost, with what it did after its last score."""
+    return trial.device_ns + trial.partial_ns
 
 
 def _all_are_back(best: list[Trial], history: HistoryView) -> bool:
@@ -275,9 +287,9 @@ def full_trainings(history: HistoryView) -> list[list[Trial]]:
         if trial.source:
             continue
         if trial.state is TrialState.COMPLETED:
-            groups.setdefault(config_text(trial.config), []).append(trial)
+            groups.setdefault(trial.setting, []).append(trial)
         elif trial.state is TrialState.INFEASIBLE and trial.repeat:
-            group = groups.get(config_text(trial.config))
+            group = groups.get(trial.setting)
             if group is not None:
                 group.append(trial)
     return [g for g in groups.values() if g[0].score is not None]
@@ -285,7 +297,7 @@ def full_trainings(history: HistoryView) -> list[list[Trial]]:
 
 def training_ns(history: HistoryView) -> int | None:
     """What a full training costs on average, by those that were completed here; None before."""
-    costs = [t.device_ns for t in history if t.state is TrialState.COMPLETED and not t.source]
+    costs = [_paid_ns(t) for t in history if t.state is TrialState.COMPLETED and not t.source]
     if costs:
         return sum(costs) // len(costs)
     if history.mean_epoch_ns is None or history.max_epochs is None:

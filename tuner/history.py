@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tuner.ranking import OpenRanking, Ranking
 from tuner.seeding import config_text
 from tuner.space import Config
-from tuner.trial import Observation, Trial, TrialState
+from tuner.trial import ADDED, Observation, Trial, TrialState
 
 
 class HistoryView:
@@ -248,6 +248,7 @@ class History(HistoryView):
         if not trial.source:
             self._epochs += 1
             self._epochs_ns += observation.device_ns
+        if trial.source in ("", ADDED):  # which may have cost something
             self._reading_ns = max(self._reading_ns, observation.at_ns)
         if trial.is_own and (
             self._cheapest_ns is None or observation.device_ns < self._cheapest_ns

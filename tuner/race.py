@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from tuner.budget import Budget, Costs
 from tuner.fidelity import FidelityPolicy, FullFidelity
@@ -16,7 +17,7 @@ from tuner.history import History
 from tuner.meter import apportion
 from tuner.reader import RunRow
 from tuner.runner import Runner
-from tuner.scheduler import Recorder, Scheduler, mark_interrupted
+from tuner.scheduler import Noted, Recorder, Scheduler, mark_interrupted
 from tuner.searchers.base import Searcher
 from tuner.store import Store
 from tuner.trial import Trial
@@ -163,14 +164,13 @@ class Result:
     trials: tuple[Trial, ...]
     charges: tuple[tuple[Costs, int | None], ...]
     clock: int
-    is_exhausted: bool
+    notes: Mapping[Noted, Any]
 
     @classmethod
     def of(cls, run: Run) -> Result:
         """Of a run that is finished."""
         history, recorder = run.scheduler.history, run.recorder
-        charges = tuple(recorder.charges)
-        return cls(history.trials, charges, recorder.clock, history.is_exhausted)
+        return cls(history.trials, tuple(recorder.charges), recorder.clock, recorder.notes)
 
     def give_to(self, run: Run) -> None:
         """Record it as that of a run that has not begun; what both took over is there already."""
@@ -180,9 +180,9 @@ class Result:
         for costs, number in self.charges:
             run.recorder.charge(costs, number)
         run.recorder.read(self.clock)
-        if self.is_exhausted:
-            run.scheduler.history.is_exhausted = True
-            run.recorder.exhausted()
+        for what, value in self.notes.items():
+            run.recorder.note(what, value)
+        run.scheduler.history.is_exhausted = bool(self.notes.get(Noted.EXHAUSTED))
         run.scheduler.finished = True
         run.recorder.commit()
 

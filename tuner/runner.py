@@ -243,7 +243,8 @@ class FunctionRunner:
         used = self._meter.drop(0, time.monotonic_ns())
         if kind is not EventKind.PAUSED:
             self._live.pop(number, None)
-        return Event(number, kind, {Kind.LOST: used}, self.held_ns, ends=True, reason=reason)
+        what_for = Kind.TRAIN if kind is EventKind.EXHAUSTED else Kind.LOST
+        return Event(number, kind, {what_for: used}, self.held_ns, ends=True, reason=reason)
 
 
 def _epochs(train: TrainFunction, config: Config) -> Generator[float | None, None, None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tuner.breaker import Breaker
 from tuner.budget import Budget, Costs, Kind
@@ -48,15 +50,24 @@ class Proposal:
     fallback: str
 
 
+class Noted(enum.StrEnum):
+    """What is known of a run beside its trials and charges."""
+
+    EXHAUSTED = "exhausted"  # true once the searcher has nothing more to propose
+    PROPOSALS = "proposals"  # with which no trial has begun yet
+    TRIPPED = "tripped"  # why failures stopped it; empty once a trial has passed since
+
+
 @dataclass
 class Recorder:
-    """Writes a run's charges beside its history, and commits; in memory it only lists them."""
+    """Writes a run's charges and notes beside its history, and commits; in memory it lists them."""
 
     budget: Budget
     store: Store | None = None
     run: int = 0
     clock: int = 0
     charges: list[tuple[Costs, int | None]] = field(default_factory=list)
+    notes: dict[Noted, Any] = field(default_factory=dict)
 
     def charge(self, costs: Costs, number: int | None) -> None:
         """Spend, and note what for."""
@@ -78,49 +89,27 @@ class Recorder:
             self.store.set_clock(self.run, clock)
         self.clock = clock
 
-    def exhausted(self) -> None:
-        """Note that the searcher has nothing more to propose."""
-        if self.store is not None:
-            self.store.set_meta(self._exhausted_key, True)
+    def note(self, what: Noted, value: Any) -> None:
+        """Keep something of the run that no trial says."""
+        if self.store is None:
+            self.notes[what] = value
+        else:
+            self.store.set_meta(f"{what}-{self.run}", value)
 
-    @property
-    def was_exhausted(self) -> bool:
-        """Whether that is on record."""
-        return self.store is not None and bool(self.store.meta(self._exhausted_key))
-
-    @property
-    def _exhausted_key(self) -> str:
-        return f"exhausted-{self.run}"
+    def noted(self, what: Noted) -> Any:
+        """What was kept last; None for nothing."""
+        if self.store is None:
+            return self.notes.get(what)
+        return self.store.meta(f"{what}-{self.run}")
 
     def proposed(self, proposals: Sequence[Proposal]) -> None:
         """Note the proposals with which no trial has begun yet."""
-        if self.store is not None:
-            noted = [[dict(proposal.config), proposal.fallback] for proposal in proposals]
-            self.store.set_meta(self._proposals_key, noted)
+        self.note(Noted.PROPOSALS, [[dict(p.config), p.fallback] for p in proposals])
 
     @property
     def were_proposed(self) -> list[Proposal]:
         """The proposals that are on record."""
-        noted = None if self.store is None else self.store.meta(self._proposals_key)
-        return [Proposal(*one) for one in noted or ()]
-
-    @property
-    def _proposals_key(self) -> str:
-        return f"proposals-{self.run}"
-
-    def tripped(self, reason: str) -> None:
-        """Note why failures stopped the search; an empty reason once a trial has passed since."""
-        if self.store is not None:
-            self.store.set_meta(self._tripped_key, reason)
-
-    @property
-    def was_tripped(self) -> bool:
-        """Whether failures stopped the search, and no trial has passed since."""
-        return bool(self.store is not None and self.store.meta(self._tripped_key))
-
-    @property
-    def _tripped_key(self) -> str:
-        return f"tripped-{self.run}"
+        return [Proposal(*one) for one in self.noted(Noted.PROPOSALS) or ()]
 
     def held(self, ns: int) -> None:
         """Note the device time held so far, in case the driver is killed before it charges it."""
@@ -160,7 +149,7 @@ class Scheduler:
         self._recorder, self._seed, self._on_change = recorder, seed, on_change
         self._view = history.view()
         self._in_flight: set[int] = set()
-        self._breaker = Breaker(recorder.was_tripped)
+        self._breaker = Breaker(bool(recorder.noted(Noted.TRIPPED)))
         ended = [t for t in history.trained if t.state.is_final and t.score is not None]
         self._keep = keep
         self._kept = worth_keeping(history, ended, keep)
@@ -330,7 +319,7 @@ class Scheduler:
             proposals = self._proposals or self._propose()
         except SpaceExhausted:
             self.history.is_exhausted = True
-            self._recorder.exhausted()
+            self._recorder.note(Noted.EXHAUSTED, True)
             return self._launch_one()  # the policy may have another use for what is left
         self._keep_proposals(proposals[1:])
         return self._begin(proposals[0].config, until_epoch, note=proposals[0].fallback)
@@ -419,7 +408,9 @@ class Scheduler:
         return True
 
     def _epoch_ns(self, trial: Trial | None) -> int:
-        """What an epoch is expected to cost: the trial's own mean, else the run's, else a guess."""
+        """What an epoch is expected to cost: its own mean, else the run's, else a guess."""
+        if trial is not None and trial.confirms is not None and not trial.curve:
+            trial = self.history[trial.confirms]  # the same setting, by whose cost it was begun
         if trial is not None and trial.curve:
             return trial.device_ns // len(trial.curve)
         mean = self.history.mean_epoch_ns
@@ -480,13 +471,13 @@ class Scheduler:
             trial = self._end(trial, event)
         if event.kind is EventKind.EPOCH:
             if self._breaker.is_probing:
-                self._recorder.tripped("")
+                self._recorder.note(Noted.TRIPPED, "")
             self._breaker.passed()
         if trial.state.is_final:
             failure = trial.reason if trial.state is TrialState.FAILED else None
             if trip := self._breaker.ended(failure):
                 self._trip = trip
-                self._recorder.tripped(trip)
+                self._recorder.note(Noted.TRIPPED, trip)
         return trial
 
     def _end(self, trial: Trial, event: Event) -> Trial:
@@ -496,6 +487,9 @@ class Scheduler:
             is_complete = trial.epoch == self.history.max_epochs
             state = TrialState.COMPLETED if is_complete else TrialState.PAUSED
             return self.history.update(number, state=state, clock=None)
+        if kind is EventKind.EXHAUSTED and not trial.curve:
+            reason = "the training ended without a score; expected one yielded, or returned"
+            return self.history.close(number, TrialState.FAILED, reason)
         if kind in FINAL_STATE:
             paid_ns = trial.partial_ns + sum(event.costs.values())
             self.history.update(number, partial_ns=paid_ns)
@@ -558,7 +552,7 @@ def mark_interrupted(history: History, recorder: Recorder, runner_keeps: bool) -
     had held without recording it is charged as lost, once. With `runner_keeps` nothing was lost:
     a replay takes up its virtual clock where it was.
     """
-    if recorder.was_exhausted:
+    if recorder.noted(Noted.EXHAUSTED):
         history.is_exhausted = True
     for trial in history.running:
         if trial.state is TrialState.RUNNING:

@@ -79,7 +79,7 @@ class AutoStop:
         key = (history.budget_ns or 0, *(t.number for t in ended))
         if key not in self._known:
             scored = sum(t.score is not None for t in ended)
-            begun = [t for t in history.own if t.number <= key[-1]]
+            begun = [t for t in history.own if t.started_ns < _end_ns(ended[-1])]
             mean_ns = (_end_ns(ended[-1]) - begun[0].started_ns) / len(begun)
             self._known[key] = scored >= first and self._gain(ended, left_ns / mean_ns) < 0
         return self._known[key]

@@ -283,6 +283,8 @@ class Study:
                 )
             return Taken(earlier.name, (), {})
         first, length = len(self._history), self._history.max_epochs
+        if self._store is not None:  # what the other had from this one is known here
+            known = known | {study_name(self._store.path)}
         (taken,) = take_over([earlier], self.space, length, first=first, known=known)
         for trial in taken.trials:
             self._history.adopt(trial)

@@ -6,8 +6,10 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
+from tuner.seeding import config_text
 from tuner.space import Config
 
 SIGNS = {"max": 1.0, "min": -1.0}
@@ -119,6 +121,11 @@ class Trial:
     confirms: int | None = None
     checkpoint: Checkpoint | None = None
     midway: Checkpoint | None = None
+
+    @cached_property
+    def setting(self) -> str:
+        """Its configuration as a text, the same for equal ones: asked for at every step of some."""
+        return config_text(self.config)
 
     @property
     def epoch(self) -> int:

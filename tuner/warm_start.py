@@ -151,7 +151,7 @@ def take_over(
                 passed_on.add(source)
                 trials.append(replace(new, number=first + len(trials), source=source))
         if not trials:
-            why = in_words(left_out) if left_out else "it has no trials"
+            why = in_words(left_out) if left_out else "it has no trials of its own"
             raise ValueError(f"nothing in {study.path} can be taken over: {why}")
         found.append(Taken(study.name, trials, left_out))
         first += len(trials)
@@ -197,7 +197,8 @@ def _as_earlier(
 ) -> Trial:
     """A trial as one of another study, which was full at `whole` epochs where it is at `max`."""
     curve = tuple(o._replace(at_ns=0) for o in trial.curve[:max_epochs])
-    if trial.state is TrialState.INFEASIBLE:
+    is_cut = max_epochs is not None and len(trial.curve) >= max_epochs  # before it broke
+    if trial.state is TrialState.INFEASIBLE and not is_cut:
         state = TrialState.INFEASIBLE
     elif len(curve) == max_epochs or _said_so_itself(trial, whole):
         state = TrialState.COMPLETED

@@ -201,7 +201,9 @@ def hanging(n: int, seed: int) -> Found:
             ended: list[float] = []
 
             def note(scheduler, bad=bad, ended=ended):
-                if any(t.config == bad and "no batch" in t.reason for t in scheduler.history):
+                if any(
+                    t.config == bad and "no sign of life" in t.reason for t in scheduler.history
+                ):
                     ended.append(time.time())
 
             found = study(pool, configs, note)

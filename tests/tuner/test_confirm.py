@@ -271,6 +271,37 @@ def test_with_equal_costs_exactly_the_three_best_are_confirmed(slots, at_most, s
     assert trials[-1].curve[-1].score != scheduler.history[trials[-1].confirms].score
 
 
+class Uneven(RandomCosts):
+    """What is good costs a tenth of what is not."""
+
+    def curve(self, config, replicate, repeat=0):
+        is_good = config["x"] < 0.34
+        noise = super().curve(config, replicate, repeat)[0] / 100
+        return (1.0 if is_good else 0.5) + noise, np.full(self.epochs, 4 if is_good else 40) / 1e9
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_winner_that_is_cheaper_than_others_is_confirmed_at_its_own_price(epochs, seed):
+    landscape = Uneven(epochs)
+    scheduler = begin(landscape, budget_ns=600 * epochs, count=2, seed=seed)
+    scheduler.run()
+    history = scheduler.history
+    again = [t for t in history if t.confirms is not None]
+    assert all(t.state is TrialState.COMPLETED for t in again)
+    unpaid = 2 - len({t.confirms for t in again})
+    assert unpaid <= 0 or scheduler.budget.remaining_ns < 4 * epochs
+
+
+def test_a_confirmation_that_says_itself_when_it_ends_needs_an_epoch_of_its_own_in_hand():
+    history = History(None, 100)
+    for number, (score, cost_ns) in enumerate([(0.9, 4), (0.5, 40), (0.4, 40)]):
+        curve = (Observation(1, score, cost_ns, cost_ns),)
+        history.restore(Trial(number, {"x": number}, 0, 1, TrialState.COMPLETED, curve))
+    # 16 are left: 4 for it and 4 in hand, though an epoch costs 28 on average.
+    assert isinstance(with_confirmations(FullFidelity(), 1).next_action(history.view()), Repeat)
+
+
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("name", ["random", "grid"])
 def test_a_space_that_is_exhausted_leaves_minutes_to_confirm_its_best_with(name, slots):

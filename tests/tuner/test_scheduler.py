@@ -1,6 +1,8 @@
 """The loop, on a virtual clock: budgets under random epochs, slots and kills, and twins."""
 
 import sqlite3
+import time
+from contextlib import closing
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from landscapes.replay_runner import ReplayRunner
 from tests.helpers import SPACE, RandomCosts, search
 from tests.tuner.entries import Few, begin
+from tuner import tune
 from tuner.budget import Budget, Kind
 from tuner.entry import make_entry
 from tuner.fidelity import FullFidelity, Repeat, Sample
@@ -543,3 +546,48 @@ def test_what_a_run_in_another_process_came_to_is_taken_over_whole(tmp_path):
         store.close()
     assert ends[0] == ends[1]
     assert ends[0][1] is ends[0][4] is True
+
+
+def test_proposals_that_were_made_ahead_in_another_process_are_taken_over(tmp_path):
+    landscape, kept = RandomCosts(3, 40), []
+    for name in ("alone", "elsewhere"):
+        store = Store(tmp_path / f"{name}.sqlite", create=True)
+        row = store.add_run("random", 0, landscape.space, 3, 2_000)
+        runs = [
+            enter(
+                where,
+                row,
+                make_searcher("random", landscape.space, 0),
+                ReplayRunner(landscape, 0, 4),
+                is_replay=True,
+                on_change=lambda: None,
+            )
+            for where in ((store,) if name == "alone" else (store, None))
+        ]
+        runs[-1].scheduler.run()
+        if name == "elsewhere":
+            Result.of(runs[1]).give_to(runs[0])
+        kept.append((store.meta("proposals-1"), runs[0].scheduler.history.trials))
+        store.close()
+    assert kept[0] == kept[1]
+    assert kept[0][0] is not None
+
+
+def test_a_training_that_ends_without_a_score_has_failed():
+    with pytest.raises(TrainingBrokenError, match="ended without a score"):
+        tune(lambda config: None, SPACE, budget_minutes=0.01, searcher="random")
+
+
+def test_what_a_training_does_after_its_last_score_is_its_own(tmp_path):
+    def train(config):
+        yield 0.5
+        time.sleep(0.01)
+
+    space, path = {"a": Choice(("x", "y", "z"))}, tmp_path / "study.sqlite"
+    study = tune(train, space, budget_minutes=0.1, searcher="random", directory=tmp_path)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETED] * 3
+    assert all(t.partial_ns >= 10**7 for t in study.trials)
+    with closing(Store(path, create=False)) as store:
+        ledger = store.budget(store.runs()[0]).ledger
+    assert ledger[Kind.LOST] == 0
+    assert ledger[Kind.TRAIN] == sum(t.device_ns + t.partial_ns for t in study.trials)

@@ -19,6 +19,7 @@ from tuner.history import History
 from tuner.searchers import SEARCHERS, SpaceExhausted, make_searcher
 from tuner.searchers.grid import lattice_size
 from tuner.searchers.known_start import KnownStart
+from tuner.searchers.shared_start import SharedStart
 from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 from tuner.study import Study
 from tuner.trial import Observation, Trial, TrialState
@@ -293,6 +294,23 @@ def test_a_complete_lattice_is_refined_and_nothing_is_visited_twice():
     assert len(set(seen)) == 81
     assert set(seen[:25]) == {tuple(c.values()) for c in REAL.grid(5)}
     assert set(seen) == {tuple(c.values()) for c in REAL.grid(9)}
+
+
+@pytest.mark.parametrize("start", [SharedStart, KnownStart])
+def test_a_start_that_is_on_no_lattice_does_not_move_it(start):
+    known = [{name: domain.from_unit(0.377) for name, domain in REAL.items()}]
+    inner = make_searcher("grid", REAL, 0)
+    searcher = start(inner, REAL, *([0, 5] if start is SharedStart else [known]))
+    sides, history = [], History(1, 60 * 100)
+    for number in range(40):
+        history.start(Trial(number, searcher.propose(history.view()), 0, 1))
+        history.observe(number, Observation(1, 0.5, 100 if number % 2 else 140))
+        history.close(number, TrialState.COMPLETED)
+        sides.append(inner._side(history.view()))
+    own = [tuple(t.config.values()) for t in history][5:]
+    assert sides[8:] == sorted(sides[8:])  # it is refined, and never another one
+    assert set(own) <= {tuple(c.values()) for c in REAL.grid(sides[-1])}
+    assert len(set(own)) == len(own)
 
 
 def test_grid_points_fix_the_first_lattice():
@@ -724,3 +742,39 @@ def test_a_logarithmic_range_of_whole_numbers_is_searched_whole(name):
     assert {trial.config["n"] for trial in history.view()} == set(range(1, 33))
     with pytest.raises(SpaceExhausted):
         searcher.propose(history.view())
+
+
+def test_of_very_many_data_the_first_the_best_the_latest_and_some_of_the_rest_are_shown():
+    from tuner.searchers.surrogate import START, bounded
+
+    generator = np.random.default_rng(0)
+    few = np.arange(2_000)
+    assert (bounded(few, generator.random(2_000)) == few).all()
+    trials = np.sort(generator.integers(0, 3_000, 10_100))  # some three data each
+    values = generator.random(3_000)[trials]
+    kept = bounded(trials, values)
+    assert len(kept) <= 2_000 + 50
+    chosen = set(trials[kept].tolist())
+    assert all((trials == number).sum() == (trials[kept] == number).sum() for number in chosen)
+    order = np.argsort(-values[np.unique(trials, return_index=True)[1]])
+    assert set(np.unique(trials)[order[:200]].tolist()) <= chosen
+    assert set(np.unique(trials)[:START].tolist()) <= chosen
+    assert set(range(10_000, 10_100)) <= set(kept.tolist())
+    # A hundred more, and of those before the same are shown: what was fitted to them serves on.
+    more = np.concatenate([trials, trials.max() + 1 + np.arange(100)])
+    again = bounded(more, np.concatenate([values, generator.random(100)]))
+    assert set(kept.tolist()) == {i for i in again.tolist() if i < 10_100}
+
+
+@pytest.mark.parametrize("name", ["bayes", "freeze-thaw"])
+def test_a_history_of_very_many_trials_is_no_larger_to_the_model(name):
+    history = History(1)
+    for number, x in enumerate(np.random.default_rng(1).random(5_000).tolist()):
+        curve = (Observation(1, 0.9 - (x - 0.3) ** 2, 1, number),)
+        state = TrialState.INFEASIBLE if x > 0.9 else TrialState.COMPLETED
+        history.restore(Trial(number, {"x": x}, 0, 1, state, curve, started_ns=number))
+    space = SearchSpace(x=Float(0.0, 1.0))
+    searcher = make_searcher(name, space, 0)
+    proposed = searcher.propose(history.view())
+    assert searcher.fallback == ""
+    assert abs(proposed["x"] - 0.3) < 0.1

@@ -75,6 +75,22 @@ def test_it_looks_only_after_fifteen_scores_and_needs_checks_in_a_row():
     assert all(left == (10**6 - 10 * n) / 10 for n, left in policy.asked)
 
 
+def test_who_began_before_the_last_end_counts_whoever_ended_last():
+    """An early trial that was paused ends after many that began later than it."""
+    history = History(1, 10**6)
+    for number in range(20):
+        ends = 10 * (number + 1) if number != 3 else 10 * 20 + 5
+        curve = (Observation(1, 0.5, 10, ends),)
+        config = {"x": number / 100, "y": 0.5}
+        history.restore(
+            Trial(number, config, 0, 1, TrialState.COMPLETED, curve, started_ns=10 * number)
+        )
+    policy = Scripted(lambda n: -1.0)
+    ended = sorted(history.view(), key=lambda t: t.curve[-1].at_ns)
+    assert policy._is_idle(ended, FIRST, history.view())
+    assert policy.asked == [(20, (10**6 - 205) / (205 / 20))]
+
+
 def test_one_hope_in_between_begins_the_row_anew():
     policy = Scripted(lambda n: 1.0 if n == 17 else -1.0)
     fired = [n for n in range(30) if policy.next_action(history_of(n)) == Done()]

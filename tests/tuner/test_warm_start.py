@@ -97,6 +97,8 @@ def test_trials_are_numbered_on_and_are_final_free_and_without_a_past():
         (2, TrialState.INTERRUPTED, 6, 6, (2, TrialState.STOPPED)),
         (2, TrialState.FAILED, 6, 6, (2, TrialState.STOPPED)),
         (2, TrialState.INFEASIBLE, 6, 6, (2, TrialState.INFEASIBLE)),
+        (4, TrialState.INFEASIBLE, 6, 4, (4, TrialState.COMPLETED)),  # it broke later than that
+        (4, TrialState.INFEASIBLE, 6, None, (4, TrialState.INFEASIBLE)),
         (0, TrialState.INFEASIBLE, 6, 6, (0, TrialState.INFEASIBLE)),
     ],
 )
@@ -105,7 +107,7 @@ def test_the_full_length_of_now_says_what_is_complete(epochs, state, whole, now,
     (taken,) = take_over([study([old], whole=whole)], SPACE, now)
     (new,) = taken.trials
     assert (new.epoch, new.state) == expected
-    assert new.reason == ("why" if state is TrialState.INFEASIBLE else "")
+    assert new.reason == ("why" if new.state is TrialState.INFEASIBLE else "")
 
 
 def test_the_same_configuration_from_several_runs_is_taken_as_often():
@@ -349,6 +351,19 @@ def test_a_file_by_another_name_gives_its_own_name(tmp_path, old):
     assert read_study(old / "study.sqlite").name == read_study(old).name == "old"
 
 
+def test_a_study_does_not_take_its_own_results_back_from_another(tmp_path, old):
+    (tmp_path / "new").mkdir()
+    with Study(SPACE, "random", path=tmp_path / "new" / "study.sqlite") as new:
+        new.tell(new.ask().number, score=0.5)
+        new.add_from(old)
+        before = [(t.config, t.source) for t in new.trials]
+    with Study(SPACE, "random", 1, path=old / "study.sqlite") as again:
+        known = len(again.trials)
+        assert [t.source for t in again.add_from(tmp_path / "new")] == ["new"]
+        assert len(again.trials) == known + 1
+    assert len(before) > 2
+
+
 def test_losses_stay_losses(tmp_path):
     with Study({"x": Float(0, 1)}, "random", path=tmp_path / "loss.sqlite", mode="min") as made:
         made.tell(made.ask().number, score=0.25)
@@ -360,8 +375,9 @@ def test_losses_stay_losses(tmp_path):
 
 
 def test_what_was_added_by_hand_costs_what_it_is_said_to_and_may_be_the_best():
-    new = Study(SPACE, "random", max_epochs=3)
+    new = Study(SPACE, "random", max_epochs=3, budget_minutes=5)
     new.add(FITS, score=0.9, minutes=3.0)
+    assert new.history.left_ns == to_ns(2)
     asked = new.ask()
     new.tell(asked.number, score=0.5, minutes=1.0)
     assert (new.minutes_spent, new.best.source, new.best.paid_ns) == (4.0, ADDED, to_ns(3))

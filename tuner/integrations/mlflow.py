@@ -13,9 +13,9 @@ from tuner.integrations.trial_log import (
     facts_of,
     knobs_of,
     log_place,
+    name_of,
     numbers_of,
     paid_minutes,
-    study_name,
     trial_name,
 )
 from tuner.trial import Observation, Trial
@@ -53,7 +53,7 @@ def log_study(
     The experiment is called as the folder where it has no other name. Raises ValueError where
     there is no study, or none that can be read.
     """
-    name = study_name(place) if experiment is None else experiment
+    name = name_of(place) if experiment is None else experiment
     return log_place(callback(name, tracking_uri), place)
 
 

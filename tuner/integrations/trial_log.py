@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tuner.budget import to_minutes
 from tuner.escape import visible
-from tuner.reader import Snapshot
+from tuner.reader import Snapshot, study_file, study_name
 from tuner.study import Study
 from tuner.trial import Observation, Trial, TrialState
 
@@ -121,15 +121,14 @@ def log_place(logger: TrialLogger, place: str | Path) -> int:
     It is only read, and may be in use. Raises ValueError where there is no study, or none that can
     be read.
     """
-    path = Path(place)
-    snapshot = Snapshot(path if path.is_file() else path / "study.sqlite")
+    snapshot = Snapshot(study_file(Path(place)))
     count = 0
     try:
         sign = -1.0 if snapshot.meta("mode") == "min" else 1.0
         with logger:
             for row in snapshot.runs():
                 trials = [outward(t, sign) for t in snapshot.trials(row)]
-                search = Search(row.searcher, row.seed, study_name(place))
+                search = Search(row.searcher, row.seed, name_of(place))
                 logger.follow(search, len(trials), trials.__getitem__)
                 count += sum(not t.source for t in trials)
     finally:
@@ -137,10 +136,9 @@ def log_place(logger: TrialLogger, place: str | Path) -> int:
     return count
 
 
-def study_name(place: str | Path) -> str:
-    """Of its folder, or of its file where that has a name of its own."""
-    path = Path(place).resolve()
-    return path.parent.name if path.name == "study.sqlite" else path.stem
+def name_of(place: str | Path) -> str:
+    """Of a study, by its folder or file."""
+    return study_name(study_file(Path(place)))
 
 
 def outward(trial: Trial, sign: float) -> Trial:

@@ -18,9 +18,9 @@ from tuner.integrations.trial_log import (
     facts_of,
     knobs_of,
     log_place,
+    name_of,
     numbers_of,
     paid_minutes,
-    study_name,
     trial_name,
 )
 from tuner.trial import Observation, Trial, TrialState
@@ -52,7 +52,7 @@ def log_study(
     The group is called as the folder where it has no other name. Raises ValueError where there is
     no study, or none that can be read.
     """
-    name = study_name(place) if group is None else group
+    name = name_of(place) if group is None else group
     return log_place(callback(project, name, **more), place)
 
 

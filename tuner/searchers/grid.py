@@ -12,6 +12,7 @@ from tuner.space import Config, SearchSpace, Value
 _Walk = tuple[list[tuple[ConfigKey, Config]], Iterator[tuple[ConfigKey, Config]]]
 
 _FINEST = 257
+_SIDES = range(3, _FINEST + 1, 2)
 _SCATTERED = 4096
 
 
@@ -41,37 +42,51 @@ class GridSearcher:
         if points_per_axis is not None and points_per_axis < 2:
             raise ValueError(f"a lattice needs at least 2 points a side, got {points_per_axis}")
         self._space, self._seed, self._points = space, seed, points_per_axis
+        # Remembered, and told from space and seed at any time:
         self._walks: dict[int, _Walk] = {}
+        self._values: dict[int, list[set[Value]]] = {}
+        self._elsewhere: dict[ConfigKey, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_walks": {}}  # a copy walks anew, to the same points
+        return {**vars(self), "_walks": {}}  # its generators cannot be copied
 
     def propose(self, history: HistoryView) -> Config:
         """The first unvisited point of the current lattice, or of its refinement."""
         visited = tried(self._space, history)
         points = self._points or self._side(history)
-        while points <= max(_FINEST, self._points or 0):
+        finest = max(_FINEST, self._points or 0)
+        while points <= finest:
             for key, config in self._walk(points):
                 if key not in visited:
                     return dict(config)
             if _is_whole_space(self._space, points):
                 break
             points = 2 * points - 1
-        raise SpaceExhausted(f"all points up to {points} a side have been visited")
+        raise SpaceExhausted(f"all points up to {min(points, finest)} a side have been visited")
 
     def _side(self, history: HistoryView) -> int:
         """Points a side of the lattice that is being visited (rules 2 and 3)."""
         visited = {config_key(self._space, t.config) for t in history.trained}
-        for points in range(3, _FINEST, 2):
-            axes = [{*axis, None} for axis in self._space.axes(points)]
-            holds = all(
-                value in axis for key in visited for (_, value), axis in zip(key, axes, strict=True)
-            )
-            if holds:
+        for points in _SIDES:
+            if all(self._holds(points, key) or self._is_elsewhere(key) for key in visited):
                 break
         else:
-            points = 3  # configurations from elsewhere lie on no lattice and do not count
+            points = 3  # those of two lattices, neither of which holds the other
         return points if points > 3 else self._affordable_side(history)
+
+    def _holds(self, points: int, key: ConfigKey) -> bool:
+        """Whether a configuration is a point of a lattice."""
+        if points not in self._values:
+            self._values[points] = [{*axis, None} for axis in self._space.axes(points)]
+        return all(
+            value in axis for (_, value), axis in zip(key, self._values[points], strict=True)
+        )
+
+    def _is_elsewhere(self, key: ConfigKey) -> bool:
+        """Whether it is a point of none: a shared start's, or a known recipe. It does not count."""
+        if key not in self._elsewhere:
+            self._elsewhere[key] = not any(self._holds(points, key) for points in _SIDES)
+        return self._elsewhere[key]
 
     def _affordable_side(self, history: HistoryView) -> int:
         epoch_ns, budget_ns = history.mean_epoch_ns, history.budget_ns

@@ -7,6 +7,7 @@ and `posterior`. Notation: n data, d knobs, m points to predict.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ A model of so few knows little, but its slopes point somewhere, where a draw poi
 _BLOWN = 1000.0
 _CENTRES = 5  # of the local search
 _MOST_FITTED = 200  # data; the likelihood of more costs their cube and hardly moves its maximum
+_MOST_KNOWN, _ANEW = 2_000, 250  # data of the process; after how many it is chosen anew which
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class Data:
         points: n x (d + 1).
         scores: n.
         trials: whose each of them is, n.
+        left_out: trials of which nothing is shown, where there are very many: see `bounded`.
     """
 
     points: Array
     scores: Array
     trials: NDArray[np.int64]
+    left_out: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -104,11 +108,15 @@ class Surrogate:
             ]
             rows += [(o.at_ns, trial.number, o.epoch, o.score, trial) for o in seen]
         rows.sort(key=lambda row: row[:3])
+        numbers = [row[1] for row in rows]
+        if len(rows) > _MOST_KNOWN:
+            rows = [rows[i] for i in bounded(np.array(numbers), np.array([r[3] for r in rows]))]
+        left_out = frozenset(numbers).difference(row[1] for row in rows)
         units = self.space.to_unit([row[4].config for row in rows])
         epochs = np.array([row[2] for row in rows], dtype=np.float64)
         scores = np.array([row[3] for row in rows], dtype=np.float64)
         trials = np.array([row[1] for row in rows], dtype=np.int64)
-        return Data(self.points(units, epochs, full), scores, trials)
+        return Data(self.points(units, epochs, full), scores, trials, left_out)
 
     def posterior(self, data: Data) -> Posterior:
         """The process given all data, its hyperparameters fitted to some of the first m of them.
@@ -132,6 +140,9 @@ class Surrogate:
         """
         trials = [t for t in history if t.curve or t.state is TrialState.INFEASIBLE]
         labels = [-1.0 if t.state is TrialState.INFEASIBLE else 1.0 for t in trials]
+        if len(trials) > _MOST_KNOWN:
+            kept = bounded(np.array([t.number for t in trials]), -np.array(labels))
+            trials, labels = [trials[i] for i in kept], [labels[i] for i in kept]
         if -1.0 not in labels or 1.0 not in labels:
             return None
         points = self.points(self.space.to_unit([t.config for t in trials]), full, full)
@@ -208,10 +219,11 @@ class Outlook:
         """
         self._spread = spread
         self._surrogate, self._full, self.space = surrogate, full, surrogate.space
-        self.posterior = surrogate.posterior(surrogate.data(history, full, ladder))
+        data = surrogate.data(history, full, ladder)
+        self.posterior = surrogate.posterior(data)
         self.believed = self.posterior.believing(_in_flight(surrogate, history, full))
         self._feasible = surrogate.feasibility(history, full)
-        scored = [t for t in history if t.score is not None]
+        scored = [t for t in history if t.score is not None and t.number not in data.left_out]
         units = surrogate.space.to_unit([t.config for t in scored])
         promise = self.believed.mean(self.points(units))
         self.centres = units[np.argsort(-promise, kind="stable")[:_CENTRES]]
@@ -305,6 +317,32 @@ def thinned(trials: NDArray[np.int64]) -> NDArray[np.intp]:
         count = len(each)
     kept = each[np.linspace(0, len(each) - 1, max(2, count)).round().astype(np.intp)]
     return np.flatnonzero(np.isin(trials, kept))
+
+
+def bounded(trials: NDArray[np.int64], values: Array) -> NDArray[np.intp]:
+    """Which of n data, in the order in which they were made, are shown to the process, n'.
+
+    All, up to `_MOST_KNOWN`: a matrix of all that ten minutes of a large GPU bring would fill its
+    host. Of more, whole trials: the first, which say what is usual, the best, and of the others
+    some that are evenly spaced. The latest, up to `_ANEW`, are shown in any case: so it stays the
+    same for long which, and what was fitted to them serves on.
+    """
+    n = len(trials)
+    if n <= _MOST_KNOWN:
+        return np.arange(n)
+    m = n - n % _ANEW
+    latest = dict(zip(trials[:m].tolist(), values[:m].tolist(), strict=True))
+    each, ends = np.array(list(latest)), np.array(list(latest.values()))  # by their first data
+    order = each[np.argsort(-ends, kind="stable")]
+    data_of = Counter(trials[:m].tolist())
+    room = (_MOST_KNOWN - _ANEW) // 2
+    best = order[np.cumsum([data_of[number] for number in order.tolist()]) <= room]
+    rest = each[~np.isin(each, best)]
+    count = room * len(rest) // sum(data_of[number] for number in rest.tolist())
+    spaced = rest[np.linspace(0, len(rest) - 1, count).round().astype(np.intp)]
+    kept = np.isin(trials, np.concatenate([each[:START], best, spaced]))
+    kept[m:] = True
+    return np.flatnonzero(kept)
 
 
 def not_blown(scores: Array) -> Array:

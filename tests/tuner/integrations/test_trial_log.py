@@ -133,6 +133,16 @@ def test_losses_in_a_folder_are_losses(tmp_path):
     assert found == [[o.score for o in t.curve] for t in study.trials]
 
 
+def test_a_folder_is_called_by_its_whole_name(tmp_path):
+    for name in ("lr-0.1", "lr-0.2"):
+        (tmp_path / name).mkdir()
+        with Study(SPACE, "random", path=tmp_path / name / "study.sqlite") as study:
+            study.tell(study.ask().number, score=0.5)
+        kept = Kept()
+        assert log_place(kept.logger(), tmp_path / name) == 1
+        assert {search.study for search, _ in kept.trials} == {name}
+
+
 def test_no_study_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="there is no study"):
         log_place(Kept().logger(), tmp_path)
