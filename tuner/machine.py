@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import platform
 import shutil
 import sqlite3
@@ -61,7 +62,7 @@ def check_file_system(folder: Path, mounts: str | None = None) -> Iterator[Findi
     """Whether the folder's file system keeps SQLite's promises: locks, and what fsync means."""
     if mounts is None:
         try:
-            mounts = Path("/proc/self/mountinfo").read_text()
+            mounts = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
         except OSError:
             yield Finding(Severity.NOTE, "which file system this is cannot be found out here")
             return

@@ -107,7 +107,7 @@ def test_what_is_stopped_goes_on_with_its_folder_alone(tmp_path, space, stop):
 
 
 def test_where_nothing_goes_well_the_reason_is_said(tmp_path, space):
-    flags = ["--searchers", "random", "--budget-minutes", 0.02]
+    flags = ["--searchers", "random", "--budget-minutes", 0.05]
     result = tune(*asked("memory", space, tmp_path / "run", *flags))
     assert "no score; the last: out of memory: RuntimeError: CUDA out" in result.stdout
     result = tune(*asked("silent", space, tmp_path / "other", *flags))

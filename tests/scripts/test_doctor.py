@@ -4,7 +4,9 @@ import sys
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from scripts.doctor import app
 from tests.scripts.command_line import ROOT, tune
 
 SCRIPT = ROOT / "scripts" / "doctor.py"
@@ -72,7 +74,8 @@ def test_the_machine_is_looked_at_without_loading_torch(tmp_path):
 def test_what_there_is_to_train_on_is_looked_at(tmp_path):
     def told(data):
         arguments = ("--device", "cpu", "--runs", tmp_path, "--data-root", tmp_path / "root")
-        done = doctor(*arguments, "--need-mib", 1, "--json", "--data", data)
+        flags = [*arguments, "--need-mib", 1, "--json", "--data", data]
+        done = CliRunner().invoke(app, [str(flag) for flag in flags])
         return done, json.loads(done.stdout or "{}").get("findings", [{}])[-1]
 
     folder = tmp_path / "photos"
@@ -81,19 +84,19 @@ def test_what_there_is_to_train_on_is_looked_at(tmp_path):
         for i in range(12):
             Image.new("L", (32, 32), colour + i).save(folder / name / f"{i}.png")
     done, finding = told(folder)
-    assert (done.returncode, finding["severity"]) == (0, "note")
+    assert (done.exit_code, finding["severity"]) == (0, "note")
     assert "2 classes, 20 images to train and validate on, 4 to test on" in finding["what"]
     (folder / "day" / "0.png").write_text("no image")
     done, finding = told(folder)
-    assert (done.returncode, finding["severity"]) == (1, "damage")
+    assert (done.exit_code, finding["severity"]) == (1, "damage")
     assert "day/0.png cannot be read as an image" in finding["what"]
     done, finding = told(tmp_path / "nowhere.npz")
-    assert (done.returncode, finding["severity"]) == (1, "damage")
+    assert (done.exit_code, finding["severity"]) == (1, "damage")
     done, finding = told("kmnist")  # which no machine has of itself
-    assert (done.returncode, finding["severity"]) == (0, "warning")
+    assert (done.exit_code, finding["severity"]) == (0, "warning")
     assert "the first run fetches it" in finding["advice"]
     done, _ = told("kmnits")
-    assert (done.returncode, "did you mean 'kmnist'" in done.stderr) == (2, True)
+    assert (done.exit_code, "did you mean 'kmnist'" in done.stderr) == (2, True)
     assert not (tmp_path / "root").exists()
 
 

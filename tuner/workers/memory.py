@@ -27,11 +27,11 @@ def members(group: int) -> Iterator[int]:
     for entry in _PROC.iterdir() if can_measure() else ():
         if entry.name.isdigit():
             try:
-                stat = (entry / "stat").read_text()
+                stat = (entry / "stat").read_bytes()  # a name in it may be no text
             except OSError:  # it has just ended
                 continue
-            state, _, process_group = stat[stat.rindex(")") + 2 :].split()[:3]
-            if int(process_group) == group and state != "Z":
+            state, _, process_group = stat[stat.rindex(b")") + 2 :].split()[:3]
+            if int(process_group) == group and state != b"Z":
                 yield int(entry.name)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from tuner.budget import Kind
 from tuner.scheduler import TrainingBrokenError
 from tuner.trial import TrialState
 from tuner.workers.commands import Command
+from tuner.workers.memory import members
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
 SPACE = SearchSpace(x=Float(0.0, 1.0))
@@ -70,14 +72,14 @@ def test_no_shell_reads_an_argument():
         f"{sys.executable} {PROGRAM} arguments {{x}} folder {{text}} --both={{text}}{{{{x}}}}",
         space=nasty,
     )
-    study = search(whole, minutes=0.02, epochs=1, space=nasty)
+    study = search(whole, minutes=0.05, epochs=1, space=nasty)
     assert {t.score for t in study.trials if t.curve} == {6.0}  # arguments, whatever is in them
 
 
 def test_a_placeholder_that_a_value_holds_stays_as_it_is(tmp_path):
     space = SearchSpace(a=Choice(("{b}", "{seed}")), b=Choice(("1", "2")))
     echo = parsed("echo val_acc=0.5 {a} {b} {{a}}", space=space)
-    search(echo, minutes=0.01, epochs=1, space=space, directory=tmp_path)
+    search(echo, minutes=0.05, epochs=1, space=space, directory=tmp_path)
     said = set((tmp_path / "checkpoints" / "worker-0.log").read_text().splitlines())
     assert said <= {f"val_acc=0.5 {a} {b} {{a}}" for a in ("{b}", "{seed}") for b in "12"}
     assert said
@@ -90,7 +92,7 @@ def test_an_argument_of_a_knob_that_is_not_there_is_left_out(tmp_path):
         rate=Float(0.0, 1.0),
     )
     echo = parsed("echo val_acc={rate} {kind} --momentum={momentum}", space=space)
-    study = search(echo, minutes=0.02, epochs=1, space=space, directory=tmp_path, seed=1)
+    study = search(echo, minutes=0.05, epochs=1, space=space, directory=tmp_path, seed=1)
     said = (tmp_path / "checkpoints" / "worker-0.log").read_text().splitlines()
     kinds = [t.config["kind"] for t in study.trials if t.curve]
     assert set(kinds) == {"sgd", "adam"}
@@ -101,7 +103,7 @@ def test_an_argument_of_a_knob_that_is_not_there_is_left_out(tmp_path):
 
 
 def test_an_exit_code_that_says_so_is_infeasible():
-    study = search(command("fail", infeasible_exits=(3,)), minutes=0.03, epochs=2)
+    study = search(command("fail", infeasible_exits=(3,)), minutes=0.05, epochs=2)
     ended = [t for t in study.trials if t.state.is_final]
     assert {t.state for t in ended if t.config["x"] > 0.5} == {TrialState.INFEASIBLE}
     assert {t.reason for t in ended if t.config["x"] > 0.5} == {"exit code 3: no such layer"}
@@ -120,14 +122,14 @@ def test_a_command_that_is_broken_ends_the_search_with_what_it_said(mode, messag
 
 
 def test_memory_that_runs_out_is_infeasible():
-    study = search(command("memory"), minutes=0.03)
+    study = search(command("memory"), minutes=0.05)
     assert {t.state for t in study.trials if t.state.is_final} == {TrialState.INFEASIBLE}
 
 
 def test_all_that_a_command_started_ends_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINING_NOTES", str(tmp_path / "pids"))
-    study = search(command("children"), minutes=0.02)
-    assert study.minutes_spent < 0.02 + 1.2 / 60
+    study = search(command("children"), minutes=0.05)
+    assert study.minutes_spent < 0.05 + 1.2 / 60
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
     until = time.monotonic() + 5
@@ -195,5 +197,21 @@ def test_a_command_comes_back_from_json_as_it_was():
 def test_a_program_is_found_where_the_command_runs(tmp_path):
     (tmp_path / "train.sh").write_text("#!/bin/sh\necho val_acc=$1\n")
     os.chmod(tmp_path / "train.sh", 0o700)
-    study = search(parsed("./train.sh {x}", directory=tmp_path), epochs=1, minutes=0.01)
+    study = search(parsed("./train.sh {x}", directory=tmp_path), epochs=1, minutes=0.05)
     assert study.best.score == pytest.approx(study.best.config["x"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone lists processes so")
+def test_a_process_whose_name_is_no_text_is_found_like_any_other():
+    named = (
+        "import ctypes, sys\n"
+        "ctypes.CDLL(None).prctl(15, b'(\\xc3 ) Z 1')  # PR_SET_NAME\n"
+        "print('named', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", named]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as process:
+        assert process.stdout.readline() == b"named\n"
+        assert list(members(process.pid)) == [process.pid]
+        process.stdin.close()
