@@ -19,6 +19,7 @@ from tuner.files import write_atomically
 from tuner.foreign import read_capped
 
 MOST_BYTES, MOST_PIXELS = 2 << 30, 4_000_000_000
+_HEADERS = 1 << 20  # of the file, at most
 KINDS = {
     **{f"{part}_images": "u" for part in ("train", "test")},
     **{f"{part}_labels": "iu" for part in ("train", "test")},
@@ -30,6 +31,9 @@ Arrays = dict[str, NDArray[Any]]
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Keep arrays: `train_images`, `n x channels x height x width` uint8, and so on."""
+    size = sum(array.nbytes for array in arrays.values())
+    if size > MOST_BYTES - _HEADERS:
+        raise ValueError(f"the images are {size >> 20:,} MiB as arrays, and at most 2,047 are kept")
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ def _check_data(name: str, root: Path) -> Iterator[Finding]:
 
 def _of_own_images(name: str) -> Finding:
     """What a run would make of them."""
-    path = own_images.where(name)
+    path = own_images.where(name).resolve()
     try:
         arrays = own_images.converted(path)
     except ValueError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import time
+import traceback
 from collections.abc import Callable, Generator, Mapping
 from typing import NamedTuple, Protocol
 
@@ -227,12 +228,12 @@ class FunctionRunner:
         """Close the trial's generator, so that its `finally` blocks run."""
         live = self._live.pop(trial.number, None)
         if live is not None:
-            live[0].close()
+            _close(live[0])
 
     def close(self) -> None:
         """Close every generator."""
         while self._live:
-            self._live.popitem()[1][0].close()
+            _close(self._live.popitem()[1][0])
 
     def _idle(self) -> list[Event]:
         idle = self._meter.take_idle()
@@ -243,7 +244,7 @@ class FunctionRunner:
         used = self._meter.drop(0, time.monotonic_ns())
         if kind is not EventKind.PAUSED:
             self._live.pop(number, None)
-        what_for = Kind.TRAIN if kind is EventKind.EXHAUSTED else Kind.LOST
+        what_for = Kind.TRAIN if kind in FINAL_STATE else Kind.LOST
         return Event(number, kind, {what_for: used}, self.held_ns, ends=True, reason=reason)
 
 
@@ -253,6 +254,17 @@ def _epochs(train: TrainFunction, config: Config) -> Generator[float | None, Non
         yield from result
     else:
         yield result
+
+
+_LONGEST_REASON = 2_000
+
+
+def _close(generator: Generator[float | None, None, None]) -> None:
+    """Have a training's `finally` blocks run; what they raise is told, and ends nothing else."""
+    try:
+        generator.close()
+    except Exception as error:
+        traceback.print_exception(error)
 
 
 class Infeasible(Exception):
@@ -265,16 +277,22 @@ class Infeasible(Exception):
 def blame(error: Exception) -> EventKind:
     """Whose fault an exception is: the configuration's, or the function's."""
     # PyTorch's error is known by its name, so that nobody has to load PyTorch for it.
-    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    is_memory = (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
     own_fault = is_memory or isinstance(error, ArithmeticError | Infeasible)
     return EventKind.INFEASIBLE if own_fault else EventKind.FAILED
 
 
 def describe(error: BaseException) -> str:
     """An error in words."""
-    if isinstance(error, Infeasible):
-        return str(error)
-    return f"{type(error).__name__}: {error}".strip(": ")
+    text = str(error)
+    if not isinstance(error, Infeasible):
+        text = f"{type(error).__name__}: {text}".strip(": ")
+    # A file name may hold bytes that are no text, and an error the whole of a file.
+    return text[:_LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
 
 
 FINAL_STATE: Mapping[EventKind, TrialState] = {

@@ -21,7 +21,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import data
+from models import data, kept
 
 CLASS_OF = {
     "fashion_mnist": "FashionMNIST",
@@ -193,7 +193,8 @@ def test_stratified_parts_are_disjoint_cover_everything_and_keep_class_shares(ca
     for part, size in zip(parts, sizes, strict=True):
         for label, members in Counter(labels.tolist()).items():
             share = size * members / len(labels)
-            assert abs(int((labels[part] == label).sum()) - share) <= 0.5 + 1e-9
+            found = int((labels[part] == label).sum())
+            assert abs(found - share) <= 0.5 + 1e-9 or (found == 1 and 0 < share < 0.5)
     for part in (*parts, rest):
         assert part.tolist() == sorted(part.tolist())
 
@@ -512,6 +513,25 @@ def test_what_was_prepared_is_read_as_it_was_without_torchvision(monkeypatch, tm
         assert (one.images.dtype, one.labels.dtype) == (other.images.dtype, other.labels.dtype)
         assert (one.images == other.images).all()
         assert (one.labels == other.labels).all()
+
+
+def test_a_small_class_has_an_image_in_each_part():
+    labels = np.array([0] * 5 + [1] * 5)
+    held_out, rest = data.stratified(labels, [1], 0)
+    assert np.bincount(labels[held_out]).tolist() == [1, 1]
+    assert np.bincount(labels[rest]).tolist() == [4, 4]
+    labels = np.array([0] * 6 + [1] * 10_000)
+    held_out, _ = data.stratified(labels, [1_000], 0)
+    assert np.bincount(labels[held_out]).tolist() == [1, 999]
+    alone, _ = data.stratified(np.array([0, 1, 1]), [1], 0)
+    assert alone.tolist() in ([1], [2])  # of one image none is spared
+
+
+def test_what_could_not_be_read_again_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(kept, "MOST_BYTES", kept._HEADERS + 100)
+    with pytest.raises(ValueError, match="MiB as arrays"):
+        kept.write(tmp_path / "x.npz", {"train_images": np.zeros((2, 1, 8, 8), dtype=np.uint8)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_kept_set_that_is_damaged_is_named(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from landscapes.replay_runner import ReplayRunner
 from tests.helpers import SPACE, RandomCosts, search
 from tests.tuner.entries import Few, begin
-from tuner import tune
+from tuner import Infeasible, tune
 from tuner.budget import Budget, Kind
 from tuner.entry import make_entry
 from tuner.fidelity import FullFidelity, Repeat, Sample
@@ -591,3 +591,31 @@ def test_what_a_training_does_after_its_last_score_is_its_own(tmp_path):
         ledger = store.budget(store.runs()[0]).ledger
     assert ledger[Kind.LOST] == 0
     assert ledger[Kind.TRAIN] == sum(t.device_ns + t.partial_ns for t in study.trials)
+
+
+def test_what_goes_wrong_as_a_training_is_ended_ends_nothing_else(capsys):
+    def train(config):
+        try:
+            yield 0.5
+        finally:
+            raise OSError("the server is gone")
+
+    space = {"a": Choice(("x", "y", "z"))}
+    study = tune(train, space, budget_minutes=0.1, max_epochs=1, searcher="random")
+    assert [t.state for t in study.trials] == [TrialState.COMPLETED] * 3
+    assert capsys.readouterr().err.count("OSError: the server is gone") == 3
+
+
+def test_a_reason_that_is_no_text_or_very_long_is_kept_as_far_as_it_can_be(tmp_path):
+    def train(config):
+        if config["a"] == "x":
+            raise Infeasible("no file caf\udce9.png")
+        if config["a"] == "y":
+            raise Infeasible(10_000 * "long ")
+        yield 0.5
+
+    space = {"a": Choice(("x", "y", "z"))}
+    study = tune(train, space, budget_minutes=0.1, searcher="random", directory=tmp_path)
+    reasons = {t.config["a"]: t.reason for t in study.trials}
+    assert reasons["x"] == "no file caf\\udce9.png"
+    assert reasons["y"] == 400 * "long "

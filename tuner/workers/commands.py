@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -29,14 +30,20 @@ from tuner.runner import Infeasible
 from tuner.space import Config, SearchSpace
 from tuner.workers.checkpoints import TrialCheckpoint, copy_into
 from tuner.workers.memory import members
+from tuner.workers.served import signal_name
 
 CHECKPOINT_DIR, SEED = "checkpoint_dir", "seed"
 _OWN = frozenset({CHECKPOINT_DIR, SEED})
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _MOST_LINE = 1 << 16  # bytes; a longer line is read in parts
 _LAST_LINES = 20  # that may say why a program failed
-_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|bad_alloc", re.IGNORECASE)
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemoryError|MemoryError|bad_alloc|can(no|')t allocate memory",
+    re.IGNORECASE,
+)
+_LITERAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _PATIENCE_S = 5.0  # from SIGTERM to SIGKILL
+_LOOK_S = 0.2  # how often to see whether a silent program has ended
 
 
 @dataclass(frozen=True)
@@ -188,10 +195,13 @@ class Command:
         pattern, matches, last = re.compile(self.metric), 0, deque[str](maxlen=_LAST_LINES)
         try:
             for line in _lines(process):
+                if line is None:
+                    yield None
+                    continue
                 last.append(line)
-                match = pattern.search(line)
-                matches += match is not None
-                yield None if match is None else _number(match, self.metric)
+                score = score_in(line, pattern)
+                matches += score is not None
+                yield score
             code = process.wait()
         finally:
             _end(process)
@@ -205,7 +215,7 @@ class Command:
         if code and any(_MEMORY.search(line) for line in last):
             raise Infeasible(f"out of memory: {said}")
         if code < 0:
-            raise RuntimeError(f"the command was killed by {signal.Signals(-code).name}: {said}")
+            raise RuntimeError(f"the command was killed by {signal_name(-code)}: {said}")
         if code:
             raise RuntimeError(f"the command ended with exit code {code}: {said}")
         if is_silent:
@@ -285,22 +295,71 @@ def _filled(text: str, values: Mapping[str, Any]) -> str:
     return _PLACEHOLDER.sub(put, text)
 
 
-def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """A program's lines as they come, which go into the worker's log too."""
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
+    """A program's lines as they come, which go into the worker's log too.
+
+    None after each part of its output: a bar that moves within its line is a sign of life.
+    """
+    rest = b""
+    for chunk in _output(process):
+        with suppress(OSError):  # a disk that is full is not the program's fault
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) >= _MOST_LINE:
+            lines, rest = [*lines, rest], b""
+        yield from map(_text, lines)
+        yield None
+    if rest:
+        yield _text(rest)
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r")
+
+
+def _output(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """What a program says, in parts, until it has ended and said all.
+
+    Not until nobody can say anything more: what it has left in the background holds its output.
+    """
     if process.stdout is None:
         return
-    for raw in iter(lambda: process.stdout.readline(_MOST_LINE), b""):  # type: ignore[union-attr]
-        sys.stdout.buffer.write(raw)
-        sys.stdout.buffer.flush()
-        yield raw.decode(errors="replace").rstrip("\r\n")
+    has_ended = False
+    while True:
+        if select.select([process.stdout], [], [], _LOOK_S)[0]:
+            chunk = os.read(process.stdout.fileno(), _MOST_LINE)
+            if not chunk:
+                return
+            yield chunk
+        elif has_ended:
+            return
+        else:
+            has_ended = process.poll() is not None
 
 
-def _number(match: re.Match[str], metric: str) -> float:
-    text = next((group for group in match.groups() if group is not None), "")
+def score_in(line: str, pattern: re.Pattern[str]) -> float | None:
+    """The number that a line says, None where it does not match.
+
+    Of several the last: a bar that moves prints them one after the other. It begins with the
+    pattern's first group, and is read as it was printed: `([0-9.]+)` matches the 1 of 1e-05, and
+    the full stop after 0.95. Raises RuntimeError where what is there is no number.
+    """
+    *_, match = (None, *pattern.finditer(line))
+    if match is None:
+        return None
+    text, start = "", 0
+    for i, group in enumerate(match.groups(), start=1):
+        if group is not None:
+            text, start = group, match.start(i)
+            break
+    literal = _LITERAL.match(match.string, start)
+    if literal and text[len(literal[0]) :] in ("", "."):
+        return float(literal[0])
     try:
-        return float(text)
+        return float(text)  # nan and inf, by their names
     except ValueError:
-        raise RuntimeError(f"{metric!r} matched {text[:40]!r}, which is no number") from None
+        raise RuntimeError(f"{pattern.pattern!r} matched {text[:40]!r}: no number") from None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -21,9 +21,22 @@ class ControlBlock:
 
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
-            # An unlinked file, not shared_memory: nothing is left behind, whoever dies first.
-            with tempfile.TemporaryFile() as file:
-                file.truncate(mmap.PAGESIZE)
-                fd = os.dup(file.fileno())
+            fd = _page()
         self.fd = fd
         self.words = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("q")
+
+
+def _page() -> int:
+    """A file of one page that has no name: nothing is left behind, whoever dies first.
+
+    In memory where the kernel has such. On a disk that is full a page that is a hole would end
+    whoever writes to it, so it is filled.
+    """
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("tuner-control")
+        os.truncate(fd, mmap.PAGESIZE)
+        return fd
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        return os.dup(file.fileno())

@@ -49,6 +49,7 @@ class _Job:
     config: dict[str, Any]
     checkpoint: TrialCheckpoint
     train_ns: int = 0  # since this was last reported
+    last: dict[str, Any] | None = None  # what is to be said once its `finally` blocks have run
 
     def take_spent(self) -> dict[str, int]:
         """What the time since this was last asked went to, by kind."""
@@ -104,6 +105,8 @@ class FunctionWorker:
         except CannotWriteError as error:
             last = {"is": "unwritable", "path": str(error.path), "number": error.number}
             last["reason"] = error.reason
+        except SystemExit as error:  # of the training, and not of this process
+            last = {"is": EventKind.FAILED.value, "reason": f"SystemExit: {error.code}"}
         except Exception as error:
             last = self._blame(error)
         checkpoint.close()
@@ -144,6 +147,7 @@ class FunctionWorker:
             message = {"is": "epoch", "score": score, "metrics": {}, "ends": ends}
             message["checkpoint"] = mark
             if ends:
+                job.last = message
                 return message
             self._say(job, message)
 
@@ -208,7 +212,7 @@ class FunctionWorker:
             if late_ns >= 0:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
             if late_ns >= _GRACE_NS:
-                self._end_with(job, {"is": "cut"})
+                self._end_with(job, job.last or {"is": "cut"})
             if self._memory < math.inf and (used := resident_bytes(os.getpgid(0))) > self._memory:
                 reason = f"out of memory: {used / _GIB:.2f} GiB used of {self._memory / _GIB:g}"
                 self._end_with(job, {"is": "infeasible", "reason": reason})

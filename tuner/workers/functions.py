@@ -30,7 +30,8 @@ from tuner.workers.pool import HUNG_AFTER_S, USUAL_STRETCHES, Setup, WorkerPool
 
 Function = Callable[..., Any]
 
-_MAIN = "__tuner_main__"  # the name under which a worker loads the user's script
+_MAIN = "__mp_main__"  # the name under which a worker loads the user's script, as multiprocessing
+_WORKER = "__tuner_worker__"  # where a worker's own main module is then
 _ADVICE = (
     "workers find a function by its name: define it with `def` at the top of a module or a script, "
     "or pass pickle=True to send a copy of it with cloudpickle"
@@ -260,8 +261,16 @@ def _load_script(path: str) -> Any:
         raise ImportError(f"{path} is no Python script")
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MAIN] = module
+    if _is_worker(main := sys.modules["__main__"]):
+        # What the function starts by `spawn` finds the script as in any other process of it.
+        sys.modules["__main__"], sys.modules[_WORKER] = module, main
+        module.__spec__ = None
     spec.loader.exec_module(module)
     return module
+
+
+def _is_worker(main: Any) -> bool:
+    return getattr(getattr(main, "__spec__", None), "name", "") == "tuner.workers.function_worker"
 
 
 def _named(module: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -22,6 +22,7 @@ from tuner.workers import warden
 from tuner.workers.control import DEADLINE, END, PROGRESS, STRETCH, ControlBlock
 from tuner.workers.devices import count_cores
 from tuner.workers.messages import check, receive, send
+from tuner.workers.served import OUTER_PATH, signal_name
 
 PATIENCE_S = 0.25  # how long `messages` waits before it lets the caller look around
 HUNG_AFTER_S = 60.0  # without a finished batch; or twenty times the usual, where longer
@@ -136,7 +137,8 @@ class WorkerPool:
     """
 
     def __init__(self, setup: Setup, per_device: int = 1, width: int = 1) -> None:
-        self.setup = setup
+        # Absolute, wherever a training goes: workers save there.
+        self.setup = setup = replace(setup, directory=setup.directory.resolve())
         setup.directory.mkdir(parents=True, exist_ok=True)
         self.workers: list[PooledWorker] = []
         self.pace: Any = None
@@ -261,7 +263,9 @@ class WorkerPool:
         usual_s = worker.block.words[STRETCH] / 1e9
         known_s = self.setup.stretches * usual_s if usual_s else self.setup.unknown_after_s
         patience_s = max(self.setup.hung_after_s, known_s)
-        if not (worker.is_ready and worker.jobs):
+        if not worker.is_ready:  # it loads what it is to run
+            patience_s = _START_AFTER_S
+        elif not worker.jobs:
             patience_s = max(patience_s, _START_AFTER_S)
         silence_s = (now - max(worker.busy_since, worker.block.words[PROGRESS])) / 1e9
         return silence_s if silence_s > patience_s else None
@@ -308,7 +312,7 @@ class WorkerPool:
         if worker.last_words:
             return worker.last_words
         if code < 0:
-            return f"the worker was killed by {signal.Signals(-code).name}"
+            return f"the worker was killed by {signal_name(-code)}"
         return f"the worker ended with exit code {code}"
 
     def room(self, worker: PooledWorker) -> int:
@@ -406,7 +410,9 @@ class WorkerPool:
         block = ControlBlock()
         block.words[DEADLINE] = _FOREVER
         setup = self.setup
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) or "." for p in sys.path)}
+        if (outer := os.environ.get("PYTHONPATH")) is not None:
+            environment[OUTER_PATH] = outer
         environment |= setup.environment(device)
         with open(self._log_path(index), "ab") as log:
             process = subprocess.Popen(

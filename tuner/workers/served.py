@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import io
 import os
 import signal
 import sys
@@ -16,10 +17,18 @@ from multiprocessing.connection import Connection
 from tuner.workers.control import END, ControlBlock
 from tuner.workers.messages import send
 
+OUTER_PATH = "TUNER_OUTER_PYTHONPATH"
+"""The variable that keeps the user's own PYTHONPATH for what a worker starts."""
+
 
 def serve(run: Callable[[Connection, ControlBlock], None]) -> None:
     """Serve the driver at the other end of the inherited socket, until it is gone."""
     _die_with_parent()
+    _give_path_back()
+    os.register_at_fork(after_in_child=_signals_as_usual)
+    for stream in (sys.stdout, sys.stderr):  # or what a training prints would end with the process
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     connection = Connection(int(sys.argv[1]))
     block = ControlBlock(int(sys.argv[2]))
 
@@ -55,6 +64,19 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _give_path_back() -> None:
+    """Programs that a training starts, of another Python perhaps, see the path that they would."""
+    os.environ.pop("PYTHONPATH", None)
+    if (outer := os.environ.pop(OUTER_PATH, None)) is not None:
+        os.environ["PYTHONPATH"] = outer
+
+
+def _signals_as_usual() -> None:
+    """In a process that a training forks: it may be terminated, as any other."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _die_with_parent() -> None:
     """Let nothing outlive the driver: the kernel's signal on Linux, a watch elsewhere."""
     parent = os.getppid()
@@ -67,3 +89,11 @@ def _die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def signal_name(number: int) -> str:
+    """Such as SIGKILL; a real-time signal has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

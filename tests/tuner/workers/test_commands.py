@@ -1,6 +1,8 @@
 """Commands as trainings: what they say is what is recorded, and they leave nothing running."""
 
+import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from tuner import Choice, Conditional, Float, SearchSpace, tune
 from tuner.budget import Kind
 from tuner.scheduler import TrainingBrokenError
 from tuner.trial import TrialState
-from tuner.workers.commands import Command
+from tuner.workers.commands import Command, score_in
 from tuner.workers.memory import members
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
@@ -199,6 +201,46 @@ def test_a_program_is_found_where_the_command_runs(tmp_path):
     os.chmod(tmp_path / "train.sh", 0o700)
     study = search(parsed("./train.sh {x}", directory=tmp_path), epochs=1, minutes=0.05)
     assert study.best.score == pytest.approx(study.best.config["x"])
+
+
+def test_a_program_sees_the_path_of_its_user_and_not_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/outer")
+    few = SearchSpace(x=Choice((0.1, 0.2)))
+    program = parsed("sh -c 'echo loss=$1 path=$PYTHONPATH' - {x}", r"loss=(\S+)", few)
+    study = search(program, epochs=1, space=few, minutes=0.5, directory=tmp_path)
+    assert study.best.score == 0.2
+    log = (tmp_path / "checkpoints" / "worker-0.log").read_text()
+    assert set(log.split()) & {"path=/outer"}
+    assert log.count("path=") == log.count("path=/outer\n")
+
+
+def test_what_a_program_leaves_in_the_background_is_not_waited_for():
+    few = SearchSpace(x=Choice((0.1, 0.2)))
+    program = parsed("sh -c 'echo loss=$1; sleep 600 & exit 0' - {x}", r"loss=(\S+)", few)
+    study = search(program, epochs=None, space=few, minutes=0.5)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETED] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "metric", "score"),
+    [
+        ("loss=1e-05", r"loss=([0-9.]+)", 1e-05),
+        ("loss=2.5E+3 s", r"loss=([0-9.]+)", 2500.0),
+        ("the accuracy is 0.95.", r"is ([0-9.]+)", 0.95),
+        ("loss=-0.5", r"loss=(\S+)", -0.5),
+        ("loss=.5", r"loss=(\S+)", 0.5),
+        ("loss=inf", r"loss=(\S+)", math.inf),
+        ("acc=0.1 acc=0.2\racc=0.9", r"acc=([0-9.]+)", 0.9),
+    ],
+)
+def test_a_number_is_read_as_it_was_printed(line, metric, score):
+    assert score_in(line, re.compile(metric)) == score
+
+
+@pytest.mark.parametrize("text", ["1,234.5", "0x1F", "12:30"])
+def test_what_is_no_number_is_not_half_read(text):
+    with pytest.raises(RuntimeError, match="no number"):
+        score_in(f"loss={text}", re.compile(r"loss=(\S+)"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone lists processes so")

@@ -366,3 +366,58 @@ def test_every_gpu_has_its_own_worker_by_the_drivers_numbers(monkeypatch):
     assert [setup.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["4", "7", "GPU-ab"]
     assert Workers("cuda", 2).setup({}, 1.0, Path()).devices == ("cuda:0", "cuda:1")
     assert isinstance(setup, FunctionSetup)
+
+
+# -- what a training may do ------------------------------------------------------------------------
+
+
+def test_a_process_that_a_training_starts_may_be_terminated():
+    assert search(trainings.ending_children, epochs=1, space=FEW).best.score == 0.0
+
+
+def test_what_a_training_prints_is_in_its_log(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    search(trainings.printing, epochs=1, space=FEW, directory=tmp_path)
+    assert "hello from a training" in (tmp_path / "checkpoints" / "worker-0.log").read_text()
+
+
+def test_a_training_may_go_into_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = search(trainings.wandering, epochs=1, space=FEW, directory="here")
+    assert [t.state for t in study.trials] == [TrialState.COMPLETED] * 4
+    best = tmp_path / "here" / "checkpoints" / study.best.checkpoint.name
+    assert float((best / "x").read_text()) == study.best.score
+
+
+def test_a_training_that_exits_has_failed_with_what_it_said():
+    study = search(trainings.leaving, epochs=2, space=FEW)
+    failed = {t.config["x"]: t.reason for t in study.trials if t.state is TrialState.FAILED}
+    assert failed == dict.fromkeys((0.6, 0.8), "SystemExit: no such model")
+
+
+def test_a_score_in_time_is_kept_however_long_the_training_is_about_its_end():
+    study = search(trainings.tidying, epochs=1, minutes=0.05)
+    assert study.best.score == study.trials[0].config["x"]
+
+
+def test_what_is_started_by_spawn_finds_the_script(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from tuner import Choice, tune\n"
+        "def square(x):\n"
+        "    return x * x\n"
+        "def train(config):\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        yield pool.map(square, [config['x']])[0]\n"
+        "if __name__ == '__main__':\n"
+        "    space = {'x': Choice((1, 3))}\n"
+        "    study = tune(train, space, budget_minutes=1, max_epochs=1, searcher='random', "
+        "device='cpu')\n"
+        "    print(study.best.score)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "9.0\n"), done.stderr[-2000:]

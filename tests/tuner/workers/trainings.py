@@ -1,8 +1,11 @@
 """Trainings that tests have worker processes run; each is found there by its name."""
 
 import json
+import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import time
 
 from tuner import Infeasible
@@ -115,6 +118,47 @@ def slow_to_score(config):
     yield 0.1
     time.sleep(0.2)
     yield 0.2
+
+
+def ending_children(config):
+    """Starts a process, and has it end."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    time.sleep(0.5)  # it has begun
+    child.terminate()
+    child.join(20)
+    yield float(child.is_alive())
+    child.kill()
+
+
+def printing(config):
+    """Says what it does."""
+    print("hello from a training")
+    yield config["x"]
+
+
+def wandering(config, checkpoint):
+    """Goes into another folder, and saves."""
+    os.chdir(tempfile.mkdtemp())
+    with checkpoint.save() as folder:
+        (folder / "x").write_text(str(config["x"]))
+    yield config["x"]
+
+
+def leaving(config):
+    """Ends the process, as a script would."""
+    yield 0.1
+    if config["x"] > 0.5:
+        sys.exit("no such model")
+    yield 0.2
+
+
+def tidying(config):
+    """Has a score in time, and is long about its end."""
+    try:
+        yield config["x"]
+    finally:
+        time.sleep(60)
 
 
 def endless(config):
