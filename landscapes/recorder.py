@@ -69,13 +69,20 @@ def make_table(
     Trials of the same setting are its replicates, in the order of the histories. `seeds` are the
     searches' study seeds, by default 0, 1, …; the same setting with the same seed is the same
     training, and the one that went furthest counts. Trials without a finished epoch are left out,
-    unless it was their own fault.
+    unless it was their own fault, and so is what was taken over from other studies.
 
-    Raises ValueError where nothing is left.
+    Raises ValueError where nothing is left, or a knob is not always there.
     """
+    if space.conditions:
+        raise ValueError(
+            f"there is not always a {', '.join(space.conditions)}, and a recording's knobs are "
+            "always there"
+        )
     found: dict[tuple[float, ...], dict[int, Trial]] = {}
     for seed, history in zip(seeds or range(len(histories)), histories, strict=True):
         for trial in history:
+            if trial.source:  # of another study, and the same for each of these
+                continue
             if trial.curve or trial.state is TrialState.INFEASIBLE:
                 by_seed = found.setdefault(to_row(space, trial.config), {})
                 if seed not in by_seed or by_seed[seed].epoch < trial.epoch:

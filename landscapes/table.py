@@ -150,6 +150,11 @@ class Table:
         weights = np.where(counts == 0, 0.0, weights)
         return float(weights @ means / weights.sum())
 
+    @property
+    def lowest(self) -> float:
+        """The lowest score that was recorded."""
+        return float(np.nanmin(self.scores, initial=math.inf))
+
     def optimum(self) -> tuple[Config, float]:
         """The recorded setting with the highest mean final score, and that mean.
 

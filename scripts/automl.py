@@ -89,7 +89,8 @@ def main(
                 "augment": augment,
                 "landscape": None,
             }
-            ranges = [r for r in _RANGES if r.partition("=")[0] in knobs.split(",")]
+            named = {name.strip() for name in knobs.split(",")}
+            ranges = [r for r in _RANGES if r.partition("=")[0] in named]
             ranges += knob or []
             store, request, folder = tuning.create_model(asked, searcher, knobs, ranges, out)
         make_model(store, request, folder, Console(stderr=as_json), is_quiet=quiet, as_json=as_json)

@@ -19,17 +19,27 @@ from scripts.workers import describe_machine, device_names
 from tuner.budget import budget_ns
 from tuner.confirm import expected_score
 from tuner.files import CannotWriteError, write_atomically
+from tuner.importance import Importance, importance
 from tuner.page.assets import has_plotly
-from tuner.page.film import Scene
+from tuner.page.film import STUDY_BADGE, Scene, name_of_scores
 from tuner.page.report_page import write_report
 from tuner.race import Race, Run, enter
 from tuner.reader import RunRow
-from tuner.report import Outcome, as_told, curves_csv, main_knobs, pace, run_summary, trials_csv
+from tuner.report import (
+    Outcome,
+    as_told,
+    curves_csv,
+    main_knobs,
+    pace,
+    run_summary,
+    trials_csv,
+    winner,
+)
 from tuner.space import SearchSpace
 from tuner.space_file import read_space
 from tuner.stop_rule import returned_ns
 from tuner.store import Store
-from tuner.terminal import LiveView, describe, pace_line, say
+from tuner.terminal import LiveView, cell, describe, pace_line, say
 from tuner.workers.commands import Command
 from tuner.workers.pool import Setup, WorkerPool
 from tuner.workers.runner import WorkerRunner
@@ -175,30 +185,38 @@ def _finish(
         "runs": [_summary(outcome, request.sign) for outcome in outcomes],
         "pace": pace(outcomes, None),
         "verdict": _VERDICT,
+        "importance": None if (found := _importance(outcomes)) is None else found.to_json(),
     }
     shown = [as_told(outcome, request.sign) for outcome in outcomes]
     _write(folder / "summary.json", content)
     write_atomically(folder / "trials.csv", trials_csv(shown))
     write_atomically(folder / "curves.csv", curves_csv(shown))
-    best = max(
-        (run for run in content["runs"] if run["best_score"] is not None),
-        key=lambda run: request.sign * run["best_score"],
-        default=None,
-    )
+    best = winner(outcomes)
     if best is not None:
-        named = {"searcher": best["searcher"], "seed": best["seed"], "trial": best["best_trial"]}
-        scores = {"score": best["best_score"], "expected_score": best["expected_score"]}
-        _write(folder / "best_config.json", {**named, **scores, "config": best["best_config"]})
-    _draw(outcomes, request, pool.setup, folder)
+        run = content["runs"][outcomes.index(best[0])]
+        named = {"searcher": run["searcher"], "seed": run["seed"], "trial": run["best_trial"]}
+        scores = {"score": run["best_trial_score"], "expected_score": run["expected_score"]}
+        _write(folder / "best_config.json", {**named, **scores, "config": run["best_config"]})
+    _draw(outcomes, request, pool.setup, folder, content["importance"])
     return content
 
 
-def _draw(outcomes: list[Outcome], request: CommandRequest, setup: Setup, folder: Path) -> None:
+def _importance(outcomes: list[Outcome]) -> Importance | None:
+    return importance(outcomes[0].row.space, (t for o in outcomes for t in o.history.trained))
+
+
+def _draw(
+    outcomes: list[Outcome],
+    request: CommandRequest,
+    setup: Setup,
+    folder: Path,
+    mattered: dict[str, Any] | None,
+) -> None:
     from tuner.plots import draw_effects, draw_race
 
     title, name = f"a command on {setup.named}", request.score_name
     draw_race(folder / "race.png", outcomes, setup.unit, title, name)
-    draw_effects(folder / "knobs.png", outcomes, None, title, name)
+    draw_effects(folder / "knobs.png", outcomes, mattered, title, name)
     if has_plotly():
         write_report(
             folder / "report.html",
@@ -209,7 +227,11 @@ def _draw(outcomes: list[Outcome], request: CommandRequest, setup: Setup, folder
             terrain=None,
             verdict=_VERDICT,
             pair=main_knobs(outcomes),
-            score_name=name,
+            importance=mattered,
+            badge=STUDY_BADGE,
+            score_name=name_of_scores(int(request.sign)),
+            least_gap=0.0,
+            sign=int(request.sign),
         )
 
 
@@ -238,15 +260,15 @@ def _tell(content: dict[str, Any], folder: Path, console: Console, as_json: bool
     for title in ("searcher", "seed", "trials", "best", "expected", "minutes", "best setting"):
         table.add_column(title, overflow="fold" if title == "best setting" else "ellipsis")
     for run in content["runs"]:
-        expected, best, config = run["expected_score"], run["best_score"], run["best_config"]
+        expected, best, config = run["expected_score"], run["best_trial_score"], run["best_config"]
         table.add_row(
-            run["searcher"],
+            cell(run["searcher"]),
             str(run["seed"]),
             str(run["trials"]),
             "–" if best is None else f"{best:.6g}",
             "–" if expected is None else f"{expected['mean']:.6g} ± {expected['sd']:.2g}",
             f"{run['minutes_spent']:.3f}",
-            "–" if config is None else describe(config),
+            "–" if config is None else cell(describe(config), None),
         )
     console.print(table)
     for run in content["runs"]:

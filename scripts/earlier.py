@@ -61,6 +61,10 @@ def _refuse_other_data(study: EarlierStudy, request: Request) -> None:
             f"{study.path} does not say what its scores are of: it is a library's study and no "
             "race of this program"
         )
+    if "command" in study.request:
+        raise ValueError(
+            f"{study.path} is a command's: its scores are what that says, and none of this race's"
+        )
     there, here = _what(study.request), _what(vars(request))
     if there != here:
         raise ValueError(

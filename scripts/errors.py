@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ from tuner.terminal import say
 DISK_EXIT = 74
 """The exit code where the disk is full or fails; EX_IOERR of sysexits.h."""
 _LONGEST = 2_000  # of a message
+_WRONG_PATH = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+        *(errno.ENAMETOOLONG, errno.EROFS),
+    }
+)
 
 
 @contextmanager
@@ -29,6 +36,9 @@ def plain_errors(program: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _WRONG_PATH and not isinstance(error, CannotWriteError):
+            _say(program, f"{error.filename or 'a path'} cannot be used: {error.strerror}")
+            raise typer.Exit(2) from None
         if not _is_the_disk(error):
             raise
         _say(program, CannotWriteError.of(error.filename or "the output", error))

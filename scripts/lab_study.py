@@ -138,8 +138,8 @@ def tell_sheet(study: Study, path: Path) -> list[str]:
 def import_sheet(study: Path, wishes: Wishes, path: Path, score: str) -> list[str]:
     """Add all results of a sheet, or none, and say in a few lines what was added.
 
-    Nothing is made or changed before the sheet is found to fit. A sheet all of which is in the
-    study already is refused: it would count twice.
+    Nothing is made or changed before the sheet is found to fit. What is in the study already is
+    not added: it would count twice. A sheet all of which is, is refused.
     """
     terms = _terms(study_file(study), wishes)
     if score in terms.space:
@@ -150,12 +150,21 @@ def import_sheet(study: Path, wishes: Wishes, path: Path, score: str) -> list[st
         known = Counter(
             (config_text(t.config), t.score) for t in opened.trials if t.score is not None
         )
-        if not Counter((config_text(m.config), m.score) for m in measured) - known:
+        new = []
+        for one in measured:
+            key = config_text(one.config), one.score
+            if known[key]:
+                known[key] -= 1  # a replicate of the same score is another result
+            else:
+                new.append(one)
+        if not new:
             raise ValueError(f"all {len(measured)} results of {path} are in {study} already")
         with opened.together():
-            _add(opened, measured)
+            _add(opened, new)
         best = opened.best
-        lines = [f"{len(measured)} results imported; {still(opened)}"]
+        lines = [f"{len(new)} results imported; {still(opened)}"]
+        if len(new) < len(measured):
+            lines.append(f"{len(measured) - len(new)} more are in the study already, and stay once")
         if best is not None:
             lines.append(f"The best so far is trial {best.number}: {best.score:.6g}")
     return lines + _unread(sheet.unread({score, *terms.space}))

@@ -305,7 +305,7 @@ def _export(work: _Work, history: HistoryView, made: Made) -> dict[str, Any]:
     spent = {"search": store.budget(row).spent_ns, "retraining": made.spent_ns}
     content = {
         "test_score": score,
-        "standard_error": math.sqrt(score * (1 - score) / len(tested)),
+        "standard_error": _standard_error(score, len(tested)),
         "test_images": len(tested),
         "images": len(images.train),
         "is_retrained": made.is_retrained,
@@ -330,6 +330,15 @@ def _export(work: _Work, history: HistoryView, made: Made) -> dict[str, Any]:
     write_atomically(place / "README.md", card(content, architecture))
     write_atomically(folder / "model.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     return content
+
+
+def _standard_error(score: float, n: int) -> float:
+    """Of an accuracy on n images, as if two more had been right and two wrong: never 0.
+
+    Agresti and Coull (1998), whose interval is two of these to each side.
+    """
+    share = (score * n + 2) / (n + 4)
+    return math.sqrt(share * (1 - share) / (n + 4))
 
 
 def _test(store: Store, row: RunRow, mark: Checkpoint, model: Any, tested: Any) -> float:

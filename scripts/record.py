@@ -21,7 +21,8 @@ from scripts.stopping import Stopper, stopping_signals
 from scripts.workers import TrainingRequest, start_workers
 from tuner.files import CannotWriteError
 from tuner.race import Race, enter
-from tuner.reader import Snapshot, StudyReader
+from tuner.reader import Snapshot, StudyReader, study_file, study_name
+from tuner.seeding import checked_seed
 from tuner.space import SearchSpace
 from tuner.store import Store
 from tuner.terminal import say
@@ -80,7 +81,8 @@ def main(
     with plain_errors("record"):
         if from_run is not None:
             refuse_others(context, {"from_run", "out"}, "--from")
-            _convert(from_run, out or Path(f"{from_run.name}.npz"), console)
+            study = study_file(from_run)
+            _convert(study, out or Path(f"{study_name(study)}.npz"), console)
             return
         if resume is not None:
             refuse_others(context, {"resume", "quiet"}, "--resume")
@@ -97,6 +99,8 @@ def main(
             ):
                 if value is not None and value < 1:
                     raise ValueError(f"{flag} is at least 1, got {value}")
+            for one in (seed, seed + replicates - 1):
+                checked_seed(one, "--seed")
             request = RecordRequest(
                 device=device,
                 slots=slots,
@@ -135,9 +139,11 @@ def _space(knobs: str, ranges: list[str]) -> SearchSpace:
 def _convert(run: Path, path: Path, console: Console) -> None:
     """Make a landscape of what a race has trained."""
     _check_out(path)
-    snapshot = Snapshot(run / "study.sqlite")  # of a running study too
+    snapshot = Snapshot(run)  # of a running study too
     try:
         request = dict(snapshot.request())
+        if "command" in request:
+            raise ValueError(f"{run} is a command's: its scores are what that says, no accuracy")
         if request.get("landscape"):
             raise ValueError(
                 f"{run} is itself a replay, of {request['landscape']}; record training"

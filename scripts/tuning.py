@@ -265,6 +265,8 @@ def reopen(
             )
         if not isinstance(kept, dict):
             raise ValueError(f"{folder} holds a study, but not a race that can be resumed")
+        if "design" in kept:
+            raise ValueError(f"{folder} was begun by record.py; go on with record.py --resume")
         if is_model != kept.get("model", False):
             script = "tune.py" if is_model else "automl.py"
             raise ValueError(f"{folder} was begun by {script}; go on with {script} --resume")

@@ -248,14 +248,16 @@ SCORE_NAME = "validation accuracy"
 def worth(terrain: Terrain, incumbent: Trial | None, seed: int, trainings: int = 1) -> float | None:
     """What a user would get of a run's incumbent on a landscape; None where nobody can know.
 
-    Nothing found, and a training that breaks off when it is done again, are worth 0. `trainings`
-    is how often the run trained its configuration.
+    Nothing found, and a training that breaks off when it is done again, are worth 0, or the lowest
+    score there is where scores are below that. `trainings` is how often the run trained its
+    configuration.
     """
+    nothing = min(0.0, getattr(terrain, "lowest", 0.0))  # accuracies have no other bound
     if incumbent is None:
-        return 0.0
+        return nothing
     shown = () if trainings == 1 else (trainings,)
     value = terrain.value(incumbent.config, seed, *shown)
-    return 0.0 if value is not None and math.isnan(value) else value
+    return nothing if value is not None and math.isnan(value) else value
 
 
 def judge(

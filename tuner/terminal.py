@@ -90,12 +90,12 @@ class LiveView:
             best = scheduler.history.best
             state = "done" if scheduler.finished else "waiting"
             table.add_row(
-                _cell(_label(run)),
+                cell(_label(run)),
                 ProgressBar(total=total, completed=spent, width=24),
                 f"{to_minutes(total - spent):.2f} left",
                 str(len(scheduler.history.trained)),
                 self._best(best, ""),
-                _cell(_training(run), None) if run is race.current else state,
+                cell(_training(run), None) if run is race.current else state,
             )
         return table
 
@@ -144,7 +144,7 @@ def say(console: Console, text: str) -> None:
     console.print(visible(text, None), soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
-def _cell(text: str, most: int | None = MOST_SHOWN) -> Text:
+def cell(text: str, most: int | None = MOST_SHOWN) -> Text:
     """Text in a table, which is no markup."""
     return Text(visible(text, most))
 
@@ -235,13 +235,13 @@ def _run_table(summary: dict[str, Any], measure: str) -> Table:
         score = run["best_trial_score"]
         both = score is not None and reward is not None
         table.add_row(
-            _cell(run["searcher"]),
+            cell(run["searcher"]),
             str(run["trials"]),
             _score(score),
             _score(reward),
             _gap(score - reward if both else None),
             f"{run['minutes_spent']:.3f}",
-            "–" if run["best_config"] is None else _cell(describe(run["best_config"]), None),
+            "–" if run["best_config"] is None else cell(describe(run["best_config"]), None),
         )
     return table
 
@@ -268,7 +268,7 @@ def _searcher_table(summary: dict[str, Any], measure: str) -> Table:
         one = progress["searchers"][name]
         minutes = one["minutes_to_target"]
         table.add_row(
-            _cell(name),
+            cell(name),
             str(len(runs)),
             f"{sum(run['trials'] for run in runs) / len(runs):.1f}",
             _score(standing["best_validation"]),

@@ -9,7 +9,7 @@ from landscapes.recorder import DesignSearcher, lattice, make_table, sobol
 from tests.helpers import RandomCosts, search
 from tuner.history import History
 from tuner.searchers import SpaceExhausted
-from tuner.space import Choice, Float, Int, SearchSpace
+from tuner.space import Choice, Conditional, Float, Int, SearchSpace
 from tuner.trial import Observation, Trial, TrialState
 
 SPACE = SearchSpace(lr=Float(1e-4, 1.0, log=True), n=Int(1, 5), act=Choice(("relu", "gelu")))
@@ -238,3 +238,19 @@ def test_a_table_of_a_search_replays_what_the_search_saw():
     again.run()
     for one, other in zip(complete, again.history, strict=False):
         assert [o.score for o in one.curve][: len(other.curve)] == [o.score for o in other.curve]
+
+
+def test_what_was_taken_over_is_not_recorded_and_a_knob_that_may_be_absent_is_refused():
+    space, histories = SearchSpace(x=Float(0, 1)), []
+    for seed in range(2):
+        history = History(1)
+        for number, (x, source) in enumerate([(0.1, "earlier"), (0.2 + seed / 10, "")]):
+            curve = (Observation(1, 0.5, 10, 10),)
+            state = TrialState.COMPLETED
+            history.restore(Trial(number, {"x": x}, 0, 1, state, curve, source=source))
+        histories.append(history.view())
+    table = make_table("mine", space, 1, histories, {})
+    assert sorted(config["x"] for config in table.settings) == pytest.approx([0.2, 0.3])
+    there_or_not = SearchSpace(a=Choice((1, 2)), b=Conditional(Float(0, 1), "a", (1,)))
+    with pytest.raises(ValueError, match="there is not always a b"):
+        make_table("mine", there_or_not, 1, [History(1).view()], {})

@@ -69,6 +69,10 @@ def test_confirmations_say_what_another_run_may_be_expected_to_give(tmp_path, sp
     flags += ["--searchers", "random"]
     tune(*asked("noisy", space, tmp_path / "run", *flags, metric="time ([0-9.]+) s"))
     (run,) = summary_of(tmp_path / "run")["runs"]
+    chosen = json.loads((tmp_path / "run" / "best_config.json").read_text())
+    row = rows_of(tmp_path / "run" / "trials.csv")[chosen["trial"]]
+    assert float(row["score"]) == chosen["score"] == run["best_trial_score"]
+    assert float(row["x"]) == chosen["config"]["x"]
     assert run["confirmations"] >= 1
     assert run["expected_score"]["mean"] > run["best_score"] > 0
 
@@ -113,6 +117,26 @@ def test_where_nothing_goes_well_the_reason_is_said(tmp_path, space):
     result = tune(*asked("silent", space, tmp_path / "other", *flags))
     assert result.exit_code == 1
     assert "no line of the command matched" in result.stderr
+
+
+def test_options_that_look_like_markup_are_shown_as_they_are(tmp_path):
+    space = tmp_path / "space.toml"
+    space.write_text('[x]\noptions = ["[/a]", "[bold]b"]\n')
+    flags = ["--budget-minutes", 0.5, "--searchers", "random", "--epochs", 1]
+    command = ["--command", "echo score=1 {x}", "--space", space, "--metric", "score=([0-9.]+)"]
+    result = tune(*command, *flags, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert any(f"x={option}" in result.stdout for option in ("[/a]", "[bold]b"))
+
+
+@pytest.mark.parametrize("place", ["{file}/run", "{long}"])
+def test_a_path_that_cannot_be_is_one_line(tmp_path, space, place):
+    (tmp_path / "file").write_text("")
+    out = place.format(file=tmp_path / "file", long=tmp_path / (300 * "n"))
+    replay = ["--landscape", "bumpy", "--budget-minutes", 3, "--out", out]
+    for request in (replay, asked("noisy", space, out, "--minimize")):
+        result = tune(*request)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
 
 
 def test_a_search_is_repeated_with_its_seed(tmp_path, space):

@@ -232,7 +232,12 @@ def test_results_from_before_are_imported_and_learnt_from(tmp_path, space):
     assert found["config"] == {"temperature": 99.5, "ratio": 0.5, "ligand": "=L3"}
     assert found["source"] == "added"
     assert "are in" in refused(*arguments)  # they would count twice
-    assert asked(place)[0]["trial"] == 2
+    sheet.write_text(sheet.read_text() + "L2,0.5,0.1,70,C\n")
+    assert ok(*arguments).splitlines()[:2] == [
+        "1 results imported; 0 still wait.",
+        "2 more are in the study already, and stay once",
+    ]
+    assert asked(place)[0]["trial"] == 3
 
 
 def test_a_space_that_has_fewer_left_gives_those(tmp_path):
@@ -429,9 +434,9 @@ def test_a_kill_leaves_all_of_a_sheet_or_nothing(study, tmp_path, place, left):
 
 
 def test_help_and_flags_without_a_word_are_the_race_s():
-    assert "Race searchers" in ok("--help")
+    assert "Race searchers" in in_a_process("--help").stdout
     for command in ("ask", "tell", "best", "import", "list"):
-        assert f"tune.py {command}" in ok(command, "--help")
+        assert f"tune.py {command}" in in_a_process(command, "--help").stdout
 
 
 # -- values ----------------------------------------------------------------------------------------

@@ -166,3 +166,14 @@ def test_mistakes_are_one_line(tmp_path, real):
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_recording_is_refused_in_one_line(tmp_path):
+    for arguments, words in (
+        (("--out", tmp_path / "x.npz", "--seed", -1, "--data", "sample"), "--seed is a whole"),
+        (("--from", tmp_path), "there is no study"),
+    ):
+        done = call("record.py", *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []

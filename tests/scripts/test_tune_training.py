@@ -43,7 +43,7 @@ def check_ledgers(summary, folder):
 def race(tmp_path_factory, real):
     """A finished race that several tests look at, or resume in a copy; and what it printed."""
     out = tmp_path_factory.mktemp("race") / "run"
-    request = [*real, "--budget-minutes", 0.12, "--knobs", "learning_rate,layers"]
+    request = [*real, "--budget-minutes", 0.2, "--knobs", "learning_rate,layers"]
     process = start(*request, "--slots", 1, "--confirm", 2, "--out", out)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -68,7 +68,7 @@ def test_a_real_race_on_small_data(race):
 
 def test_the_winners_of_real_confirmations_are_tested(race):
     runs = summary_of(race[0])["runs"]
-    # On a machine that stalls for a second the seven of one run may not pay for one.
+    # On a machine that stalls for a second the twelve of one run may not pay for one.
     assert sum(run["confirmations"] for run in runs) >= 1
     assert all(0 < run["test_score"] < 1 for run in runs)
 

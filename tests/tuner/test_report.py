@@ -32,6 +32,17 @@ def test_an_incumbent_is_worth_what_it_gives_when_it_is_trained_again():
     assert worth(Landscape(None), best, 0) is None  # nobody can know
 
 
+def test_where_scores_are_below_zero_nothing_found_is_not_the_best():
+    landscape = Landscape(math.nan)
+    landscape.lowest = -1.4
+    scheduler = search(make_smooth(), budget_ns=to_ns(5))
+    scheduler.run()
+    best = scheduler.history.best
+    assert worth(landscape, None, 0) == worth(landscape, best, 0) == -1.4
+    landscape.lowest = 0.3
+    assert worth(landscape, None, 0) == 0.0
+
+
 def make_smooth():
     from landscapes.synthetic import make_landscape
 

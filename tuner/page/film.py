@@ -40,6 +40,14 @@ class ByHand(enum.Enum):
     EXPERIMENTS = "experiments"  # where nobody told any minutes
 
 
+TRAINING_BADGE, STUDY_BADGE = "real training", "a study"
+
+
+def name_of_scores(sign: int) -> str:
+    """Of a study whose scores mean what its user says."""
+    return "score" if sign > 0 else "score (lower is better)"
+
+
 def film(
     mode: str,
     title: str,
@@ -50,7 +58,7 @@ def film(
     terrain: Terrain | None = None,
     verdict: Mapping[str, Any] | None = None,
     race: str | None = None,
-    badge: str = "real training",
+    badge: str = TRAINING_BADGE,
     score_name: str = "validation accuracy",
     least_gap: float = 0.01,
     sign: int = 1,

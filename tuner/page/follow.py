@@ -16,7 +16,16 @@ from tuner.foreign import read_json
 from tuner.history import History
 from tuner.page.belief import belief
 from tuner.page.by_hand import is_by_hand, with_experiments
-from tuner.page.film import ByHand, Camera, Scene, film, surface
+from tuner.page.film import (
+    STUDY_BADGE,
+    TRAINING_BADGE,
+    ByHand,
+    Camera,
+    Scene,
+    film,
+    name_of_scores,
+    surface,
+)
 from tuner.page.source import NothingThereError, Query, Send, number_of, text_of
 from tuner.reader import BusyError, Snapshot, study_file, study_mark, study_name
 from tuner.terrain import Terrain
@@ -125,8 +134,8 @@ class Follow:
             terrain=self._terrain,
             verdict=summary.get("verdict", _UNFINISHED if is_over else None),
             race="study",
-            badge="a study" if is_own else "real training",
-            score_name=_score_name(look.sign) if is_own else "validation accuracy",
+            badge=STUDY_BADGE if is_own else TRAINING_BADGE,
+            score_name=name_of_scores(look.sign) if is_own else "validation accuracy",
             least_gap=0.0 if is_own else 0.01,
             sign=look.sign,
             by_hand=look.by_hand,
@@ -236,10 +245,6 @@ class Follow:
         except (ValueError, KeyError, TypeError):
             return {}
         return summary if told == spent else {}
-
-
-def _score_name(sign: int) -> str:
-    return "score" if sign > 0 else "score (lower is better)"
 
 
 def _unit(request: dict[str, Any], by_hand: ByHand | None) -> str:

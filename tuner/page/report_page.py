@@ -16,7 +16,7 @@ from tuner.files import write_atomically
 from tuner.importance import effects, in_words, interesting_floor, measured, stands_out
 from tuner.page.assets import STATIC, plotly_script
 from tuner.page.belief import belief
-from tuner.page.film import Scene, film, surface
+from tuner.page.film import TRAINING_BADGE, Scene, film, surface
 from tuner.report import SCORE_NAME
 from tuner.space import Config, SearchSpace
 from tuner.terrain import Terrain
@@ -40,12 +40,15 @@ def write_report(
     verdict: dict[str, Any],
     pair: tuple[str, str],
     importance: Mapping[str, Any] | None = None,
+    badge: str = TRAINING_BADGE,
     score_name: str = SCORE_NAME,
+    least_gap: float = 0.01,
+    sign: int = 1,
 ) -> None:
     """Write the page with the film, the landscape over some pairs of knobs, and some beliefs.
 
     `pair` are the two knobs that it opens with; beliefs are kept for them and for the first seed.
-    `importance` is that of summary.json.
+    `importance` is that of summary.json, and the others are as `film` takes them.
     """
     content = film(
         "finished",
@@ -55,7 +58,10 @@ def write_report(
         unit=unit,
         terrain=terrain,
         verdict=verdict,
+        badge=badge,
         score_name=score_name,
+        least_gap=least_gap,
+        sign=sign,
     )
     pairs = _pairs(scenes[0].row.space, pair)
     content["surfaces"] = [] if terrain is None else [surface(terrain, x, y) for x, y in pairs]

@@ -5,13 +5,18 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.helpers import alter
+from tuner.history import History
+from tuner.report import best_so_far
 from tuner.space import Float
 from tuner.study import Study
+from tuner.trial import Observation, Trial, TrialState
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -106,6 +111,46 @@ def run_race(watched, landscape="bumpy", budget=None):
         "(() => { const s = document.querySelector('#scrub'); s.value = s.max;"
         " s.dispatchEvent(new Event('input', {bubbles: true})); })()"
     )
+
+
+def test_lines_of_very_many_trials_are_those_of_the_report(watched, demo):
+    """Scores that fall take the lead away; so does a trial that turns out to be infeasible."""
+    page, generator = watched.page, np.random.default_rng(0)
+    page.goto(demo)
+    watched.until("typeof Film === 'object'")
+    history, trials = History(3), []
+    for number in range(400):
+        curve = [[e, float(s), 10.0 * number + e] for e, s in enumerate(generator.random(3), 1)]
+        state = TrialState.INFEASIBLE if number % 7 == 0 else TrialState.COMPLETED
+        seen = tuple(Observation(e, s, 1, round(at * 60e9)) for e, s, at in curve)
+        history.restore(Trial(number, {}, 0, 3, state, seen))
+        times = {"started": 10.0 * number, "ended": 10.0 * number + 3}
+        trials.append([1, {"number": number, "state": state.name, "curve": curve, **times}])
+    scored = [t for t in trials if t[1]["state"] == "COMPLETED"]
+    film = {"mode": "finished", "runs": [{"id": 1, "finished": True, "spent": 4e3}]}
+    (entry,) = page.evaluate("film => Film.open(film)", {**film, "trials": scored})
+    expected = [[ns / 60e9, score] for ns, score in best_so_far(history.view())]
+    assert entry["line"] == [pytest.approx(pair) for pair in expected]
+    (entry,) = page.evaluate("film => Film.open(film)", {**film, "trials": trials})
+    lines = entry["line"]
+    assert any(
+        one is not None and (two is None or two < one) for (_, one), (_, two) in pairwise(lines)
+    )
+    # By the definition: of what was known at each minute, the best.
+    for minute, best in lines[::17]:
+        known = [
+            [s for _, s, at in t["curve"] if at <= minute][-1]
+            for _, t in trials
+            if t["curve"][0][2] <= minute
+            and not (t["state"] == "INFEASIBLE" and t["ended"] <= minute)
+        ]
+        assert best == pytest.approx(max(known, default=None))
+    many = [
+        [1, {**trials[0][1], "number": i, "started": float(i), "ended": i + 0.5}]
+        for i in range(90_000)
+    ]
+    ask = "([film, minute]) => Film.nextEvent(Film.open(film), minute, 1e6)"
+    assert page.evaluate(ask, [{**film, "trials": many}, 77_000.2]) == 77_000.5
 
 
 def test_a_race_on_bumpy(watched, demo):

@@ -240,15 +240,15 @@ def epochs_on_record(folder):
 
 
 def test_a_driver_that_is_killed_goes_on_as_its_twin(tmp_path, script):
-    twin = start(script, tmp_path / "twin", 0.03)
+    twin = start(script, tmp_path / "twin", 0.06)
     assert twin.communicate(timeout=60)[1] == ""
     out = tmp_path / "run"
     for _ in range(3):
-        process = start(script, out, 0.03)
+        process = start(script, out, 0.06)
         time.sleep(0.9)
         process.kill()
         process.communicate()
-    _, errors = start(script, out, 0.08).communicate(timeout=60)
+    _, errors = start(script, out, 0.16).communicate(timeout=60)
     assert errors == ""
     studies = [
         Study(SPACE, "random", 3, tmp_path / n / "study.sqlite", max_epochs=4)
@@ -292,7 +292,7 @@ def test_ctrl_c_that_is_lost_while_workers_start_ends_the_search_all_the_same(
     assert signal.getsignal(signal.SIGINT) is before
     assert sum(charges(tmp_path).values()) < to_ns(1)
     monkeypatch.undo()
-    assert curves(search(trainings.steps, minutes=0.03, directory=tmp_path))
+    assert curves(search(trainings.steps, minutes=0.08, directory=tmp_path))
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):

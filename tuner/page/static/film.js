@@ -69,8 +69,15 @@ const Film = (() => {
 
   /** The next minute at which a trial starts or ends; the horizon where there is none. */
   function nextEvent(entries, minute, last) {
-    const minutes = entries.flatMap(({ trials }) => trials.flatMap((t) => [t.started, t.ended]));
-    return Math.min(last, ...minutes.filter((m) => m !== null && m > minute + 1e-9));
+    let next = last;  // in a loop: there may be more trials than a call takes arguments
+    for (const { trials } of entries) {
+      for (const { started, ended } of trials) {
+        for (const at of [started, ended]) {
+          if (at !== null && at > minute + 1e-9 && at < next) next = at;
+        }
+      }
+    }
+    return next;
   }
 
   // --- a run at a minute ------------------------------------------------------------------------
@@ -125,10 +132,19 @@ const Film = (() => {
     const events = trials.flatMap(scoreEvents).sort((a, b) => a.minute - b.minute);
     const latest = new Map();
     const line = [];
+    let holder = null;  // of the best; all are looked at only where it gets worse
+    let best = null;
     for (const { minute, number, score } of events) {
       if (score === null) latest.delete(number);
       else latest.set(number, score);
-      const best = latest.size > 0 ? Math.max(...latest.values()) : null;
+      if (score !== null && (best === null || score >= best)) {
+        [holder, best] = [number, score];
+      } else if (number === holder) {
+        [holder, best] = [null, null];
+        for (const [other, value] of latest) {
+          if (best === null || value > best) [holder, best] = [other, value];
+        }
+      }
       if (line.length === 0 || line.at(-1)[1] !== best) line.push([minute, best]);
     }
     return line;
