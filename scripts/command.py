@@ -39,7 +39,7 @@ from tuner.space import SearchSpace
 from tuner.space_file import read_space
 from tuner.stop_rule import returned_ns
 from tuner.store import Store
-from tuner.terminal import LiveView, cell, describe, pace_line, say
+from tuner.terminal import LiveView, add_column, cell, describe, pace_line, say
 from tuner.workers.commands import Command
 from tuner.workers.pool import Setup, WorkerPool
 from tuner.workers.runner import WorkerRunner
@@ -258,7 +258,7 @@ def _tell(content: dict[str, Any], folder: Path, console: Console, as_json: bool
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("searcher", "seed", "trials", "best", "expected", "minutes", "best setting"):
-        table.add_column(title, overflow="fold" if title == "best setting" else "ellipsis")
+        add_column(table, title)
     for run in content["runs"]:
         expected, best, config = run["expected_score"], run["best_trial_score"], run["best_config"]
         table.add_row(

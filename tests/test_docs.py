@@ -96,7 +96,7 @@ def serve(folder):
 
 
 # Real training by commands that other tests run too:
-LONG = ("automl", "cluster", "compare", "friends", "gpu-box", "landscapes")
+LONG = ("automl", "cluster", "compare", "demo", "friends", "gpu-box", "landscapes", "searchers")
 
 
 @pytest.mark.parametrize(

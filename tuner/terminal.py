@@ -225,11 +225,17 @@ def pace_line(summary: dict[str, Any]) -> str:
     return line + "."
 
 
+def add_column(table: Table, title: str) -> None:
+    """Of a table with a setting at its end: where there is no room, that gives way, no number."""
+    is_setting = title == "best setting"
+    table.add_column(title, overflow="fold", no_wrap=not is_setting)
+
+
 def _run_table(summary: dict[str, Any], measure: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("searcher", "trials", "validation", measure, "gap", "minutes", "best setting")
     for title in titles:
-        table.add_column(title, overflow="fold" if title == "best setting" else "ellipsis")
+        add_column(table, title)
     for run in summary["runs"]:
         reward = run["value"] if summary["landscape"] else run["test_score"]
         score = run["best_trial_score"]

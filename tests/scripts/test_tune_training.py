@@ -148,7 +148,7 @@ def check_proposals(folder):
 
 def test_ctrl_c_in_real_training_pauses_with_a_checkpoint_and_resumes(tmp_path, real):
     out = tmp_path / "run"
-    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.12]
+    request = [*real, "--searchers", "random", "--epochs", 40, "--budget-minutes", 0.3]
     process = start(*request, "--out", out)
     wait_for_epochs(process, out, 3)
     process.send_signal(signal.SIGINT)

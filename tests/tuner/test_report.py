@@ -1,15 +1,17 @@
 """What an incumbent is worth, and that no file ever holds what is no JSON."""
 
+import io
 import json
 import math
 
 import pytest
+from rich.console import Console
 
 from tests.helpers import search
 from tuner.budget import Kind, to_ns
 from tuner.reader import RunRow
 from tuner.report import Outcome, main_knobs, pace, worth, write_files
-from tuner.terminal import luck_lines, pace_line
+from tuner.terminal import closing_table, luck_lines, pace_line
 
 
 class Landscape:
@@ -116,3 +118,14 @@ def test_what_a_winner_may_be_expected_to_score_says_by_what(trainings, by, word
     assert line == (
         f"bayes 0: expect 0.8700 ± 0.0100 of trial 4 ({words}); the best score seen was 0.9000"
     )
+
+
+def test_a_narrow_terminal_shows_every_number_whole():
+    config = {f"a_knob_with_a_name_{i}": 0.123456 for i in range(6)}
+    run = {"searcher": "bayes", "seed": 0, "trials": 40, "best_config": config, "value": 0.8712}
+    run |= {"best_trial_score": 0.8765, "minutes_spent": 59.998, "test_score": None}
+    console = Console(width=70, file=io.StringIO())
+    console.print(closing_table({"landscape": "bumpy", "runs": [run]}))
+    text = console.file.getvalue()
+    assert all(number in text for number in ("40", "0.8765", "0.8712", "+0.53", "59.998"))
+    assert text.count("=0.123") == 6

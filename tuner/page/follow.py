@@ -52,6 +52,23 @@ class _Look:
     sign: int
     by_hand: ByHand | None
 
+    def goes_on_from(self, before: _Look) -> bool:
+        """Whether it is the same study, and not another one in its place."""
+        if len(self.scenes) != len(before.scenes):
+            return False
+        for now, then in zip(self.scenes, before.scenes, strict=True):
+            one, other, count = now.row, then.row, len(then.history)
+            is_same = (one.searcher, one.seed, one.space) == (
+                other.searcher,
+                other.seed,
+                other.space,
+            )
+            if not is_same or len(now.history) < count:
+                return False
+            if count and now.history[count - 1].config != then.history[count - 1].config:
+                return False
+        return True
+
 
 class Follow:
     """A study on disk.
@@ -85,8 +102,10 @@ class Follow:
             # Asked before the study is read, so that a driver's last words are not missed.
             is_driven = self._is_driven() or shown.by_hand is not None
             look = self._look()
-            if look.by_hand is not shown.by_hand:  # the first minutes were told: all times are new
+            # The first minutes were told, so that all times are new; or all else is.
+            if look.by_hand is not shown.by_hand or not look.goes_on_from(shown):
                 send("film", self._film(look))
+                camera = Camera()
                 camera.shoot(look.scenes)
             elif look is not shown:
                 news = camera.shoot(look.scenes)

@@ -295,6 +295,38 @@ def test_a_study_by_hand_is_followed_without_a_driver_and_anew_with_its_first_mi
     assert [film["is_counted"] for _, film in sent[::2]] == [True, False]
 
 
+def test_another_study_in_the_place_of_one_is_shown_anew(tmp_path):
+    path, new = tmp_path / "lab.sqlite", tmp_path / "new.sqlite"
+
+    def make(space, score, path):
+        with Study(space, "random", path=path) as study:
+            study.tell(study.ask().number, score)
+            return study.trials[0].config
+
+    first = make(SPACE, 0.25, path)
+    sent, at_least = [], threading.Condition()
+
+    def send(name, data):
+        with at_least:
+            sent.append((name, data))
+            at_least.notify_all()
+
+    gone = threading.Event()
+    thread = threading.Thread(target=Follow(path).play, args=({}, send, gone.is_set))
+    thread.start()
+    with at_least:
+        assert at_least.wait_for(lambda: sent, timeout=20)
+    second = make(SearchSpace(y=Float(5.0, 9.0)), 0.75, new)
+    new.replace(path)
+    with at_least:
+        assert at_least.wait_for(lambda: len(sent) >= 2, timeout=20)
+    gone.set()
+    thread.join(timeout=20)
+    assert [name for name, _ in sent] == ["film", "film"]
+    shown = [film["trials"][0][1]["config"] for _, film in sent]
+    assert shown == [list(first.values()), list(second.values())]
+
+
 def test_what_a_model_believes_of_a_study_by_hand(tmp_path):
     with Study(SPACE, "bayes", path=tmp_path / "study.sqlite", mode="min") as study:
         for _ in range(6):
